@@ -1,0 +1,47 @@
+# make sweep | make test | make check: each makes the environment first, and only when the pins changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PYTHONNOUSERSITE := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: setup sweep test check format constraints clean
+
+setup: $(READY)
+
+# Byte code matters: every Ray worker imports torch anew.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON); install Python 3.11 or 3.12, or set PYTHON=..."; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+		|| { echo "make: $(PYTHON) is not Python 3.11 or 3.12; set PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode \
+		-c constraints.txt -e '.[dev]'
+	@touch $@
+
+sweep: $(READY)
+	$(BIN)/python sweeps/run.py --grid rescale
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The exact versions that are tested; torch is pinned here and nowhere else.
+constraints: $(READY)
+	echo 'torch==2.13.0' | $(BIN)/uv pip compile --universal --python-version 3.11 pyproject.toml --extra dev \
+		--no-header --no-annotate -c - -o constraints.txt
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""Text to 3D by score distillation with cross-view correspondences."""

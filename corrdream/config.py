@@ -1,0 +1,493 @@
+"""Every configuration field, with its default; YAML files and `key=value` overrides hold differences.
+
+Importing this module costs no torch, so that a bad grid point is refused before a GPU is asked for. The defaults are
+the built-in world's (small, CPU); `configs/` holds the released ones. A field that repairs a defect of the released
+code names both behaviours; the README's fidelity table explains each.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from corrdream.schedules import Piecewise, Schedule, ScheduleError, Window, value_at
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: names the key, the value and what is accepted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorConfig:
+    """The frozen multi-view diffusion model."""
+
+    kind: Literal["blocks"] = "blocks"
+
+
+@dataclasses.dataclass(frozen=True)
+class CamerasConfig:
+    """Random multi-view cameras and lights; angles in degrees, distances in world units."""
+
+    batch_size: Schedule = 4  # views a step, a multiple of the prior's number of views
+    resolution: Schedule = dataclasses.field(
+        default_factory=lambda: Piecewise(
+            progress=[0.0, 0.7], values=[32, 64], interpolate="hold"
+        )
+    )
+    elevation_range: tuple[float, float] = (0.0, 30.0)
+    azimuth_range: tuple[float, float] = (-180.0, 180.0)
+    fovy_range: tuple[float, float] = (15.0, 60.0)
+    distance_range: tuple[float, float] = (0.8, 1.0)
+    relative_distance: bool = (
+        True  # divide the distance by tan(fovy / 2), so that the object fills the image
+    )
+    zoom_range: tuple[float, float] = (
+        1.0,
+        1.0,
+    )  # multiplies fovy after the distance is fixed
+    camera_perturb: float = 0.0
+    center_perturb: float = 0.0
+    up_perturb: float = 0.0
+    light_distance_range: tuple[float, float] = (0.8, 1.5)
+    light_perturb: float = 1.0
+    # released: half of the draws use a formula that misses the upper part of the elevation range
+    elevation_sampling: Literal["released", "area_uniform"] = "area_uniform"
+    # released (0): step 0 looks from azimuth 0 at eval_elevation only; -1 never narrows the ranges
+    progressive_until: int = -1
+    eval_elevation: float = 15.0
+    eval_distance: float = 3.0
+    eval_fovy: float = 40.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ShadingConfig:
+    """Point-light shading of the training renders."""
+
+    ambient_only: Window = dataclasses.field(
+        default_factory=lambda: Window(progress=(0.0, 0.5))
+    )
+    soft: bool = (
+        True  # draw the ratio of ambient to diffuse light anew for every rendering
+    )
+    ambient_color: tuple[float, float, float] = (
+        1.0,
+        1.0,
+        1.0,
+    )  # where not soft, and at evaluation
+    diffuse_color: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    diffuse_prob: float = 0.75
+    textureless_prob: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class HashGridConfig:
+    """Multi-resolution hash grid (arXiv:2201.05989)."""
+
+    num_levels: int = 16
+    features_per_level: int = 2
+    log2_table_size: int = 19
+    base_resolution: int = 16
+    growth: float = 1.4472692012786865
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseGridConfig:
+    """Sum of dense trilinear grids, one a resolution, whose channels are the field's outputs themselves."""
+
+    resolutions: tuple[int, ...] = (8, 16, 32, 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldConfig:
+    """Density and albedo in the box [-radius, radius]^3."""
+
+    radius: float = 1.0
+    encoding: Literal["hash_grid", "dense_grid"] = "dense_grid"
+    hash_grid: HashGridConfig = dataclasses.field(default_factory=HashGridConfig)
+    dense_grid: DenseGridConfig = dataclasses.field(default_factory=DenseGridConfig)
+    hidden_width: int = 64  # of the density and albedo networks behind a hash grid
+    num_hidden_layers: int = 1
+    density_activation: Literal["softplus", "shifted_softplus", "trunc_exp"] = (
+        "softplus"
+    )
+    density_blob: Literal["magic3d", "dreamfusion", "constant"] = "magic3d"
+    density_blob_scale: float = 10.0
+    density_blob_std: float = 0.5
+    normal: Literal["analytic", "finite_difference", "none"] = "finite_difference"
+    finite_difference_eps: float = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class BackgroundConfig:
+    """What is seen where the object is not."""
+
+    kind: Literal["network", "solid"] = "solid"
+    color: tuple[float, float, float] = (
+        1.0,
+        1.0,
+        1.0,
+    )  # of a solid background, and at evaluation
+    random_prob: float = (
+        1.0  # probability that a rendering gets a uniformly random color instead
+    )
+    random_shared: bool = True  # one random color for the whole batch, or one a view
+    num_frequencies: int = 3  # of the network's direction encoding
+    hidden_width: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderingConfig:
+    """Where rays are sampled."""
+
+    num_samples_per_ray: int = 64  # across the diagonal of the box
+    stratified: bool = True
+    occupancy_resolution: int = 32
+    occupancy_update_every: int = 16
+    occupancy_warmup_steps: int = 256
+    occupancy_decay: float = 0.95
+    occupancy_threshold: float = 0.01
+    prune: bool = True  # drop samples that cannot be seen, by one evaluation of the density without gradient
+    alpha_threshold: float = 0.01
+    early_stop_transmittance: float = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceConfig:
+    """Score distillation in its x0 form."""
+
+    guidance_scale: Schedule = 7.5
+    guidance_rescale: Schedule = 0.5  # phi of arXiv:2305.08891, section 3.4
+    # fractions of the diffusion timesteps
+    min_timestep: Schedule = dataclasses.field(
+        default_factory=lambda: Piecewise(progress=[0.0, 0.8], values=[0.98, 0.02])
+    )
+    max_timestep: Schedule = dataclasses.field(
+        default_factory=lambda: Piecewise(progress=[0.0, 0.8], values=[0.98, 0.5])
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CorrespondenceConfig:
+    """Cross-view correspondences from the prior's features."""
+
+    enabled: bool = True
+    window: Window = dataclasses.field(
+        default_factory=lambda: Window(progress=(0.25, 0.6))
+    )
+    every: int = 2  # a correspondence step whenever step % every == 0 inside the window
+    shift_range: tuple[float, float] = (
+        10.0,
+        30.0,
+    )  # azimuth of the twin views, degrees
+    feature_blocks: tuple[int, ...] = (
+        3,
+        1,
+    )  # up-block outputs in forward order, finest first
+    timestep: int = 0
+    edge_kernel: int = 3
+    opacity_threshold: float = 0.99
+    epipolar_threshold: float = 2.0
+    max_matches: int = 60000
+    huber_delta: float = 1.0
+    # defect 1: the distance along the ray taken for the planar depth
+    depth_convention: Literal["ray_length", "z_depth"] = "z_depth"
+    # defect 2: accumulated depth as it is, or divided by the opacity
+    depth_normalization: Literal["none", "opacity"] = "opacity"
+    # defect 3: shading, background and jitter drawn anew for the twin views, or shared
+    appearance: Literal["independent", "shared"] = "shared"
+    # defect 6: one positive whole-degree shift for the batch, or a real one of either sign for each view group
+    shift: Literal["positive_integer", "signed"] = "signed"
+    # defect 6: gradients reach the source views only, or both view sets in turn
+    direction: Literal["forward", "both"] = "both"
+    # defect 7: squared pixels at any size, or pixels of a 32-pixel image that scale with the render's side
+    epipolar_threshold_unit: Literal["squared_pixels", "scaled_pixels"] = (
+        "scaled_pixels"
+    )
+    # defect 8: lines through their border points (lost when vertical), or by their normal form
+    epipolar_projection: Literal["border_points", "normal_form"] = "normal_form"
+    # defect 9: raw similarity as weight (may be negative), or clamped at zero and divided by the image's mean
+    confidence: Literal["raw", "normalized"] = "normalized"
+    # defect 9: summed over images (scales with the batch), or averaged
+    reduction: Literal["sum", "mean"] = "mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeightsConfig:
+    """Weights of the loss terms; a term whose weight is zero at a step is not computed."""
+
+    sds: Schedule = 1.0
+    correspondence: Schedule = 1000.0
+    orientation: Schedule = 0.0
+    sparsity: Schedule = 0.0
+    opaque: Schedule = 0.0
+    z_variance: Schedule = 0.0
+    total_variation: Schedule = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a learning rate for each part."""
+
+    encoding_lr: float = 0.01
+    network_lr: float = 0.001
+    background_lr: float = 0.001
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-15
+    weight_decay: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputConfig:
+    """What a run leaves in its folder, and how often."""
+
+    checkpoint_every: int = 50  # steps
+    checkpoint_keep: int = 2
+    preview_every: int = 100  # steps; 0 writes none
+    preview_size: int = 64  # pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = 0
+    max_steps: int = 200
+    schedule_steps: int = (
+        0  # length that `progress` refers to; 0 takes max_steps when the run is created
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of autocast
+    prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)
+    cameras: CamerasConfig = dataclasses.field(default_factory=CamerasConfig)
+    shading: ShadingConfig = dataclasses.field(default_factory=ShadingConfig)
+    field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
+    background: BackgroundConfig = dataclasses.field(default_factory=BackgroundConfig)
+    rendering: RenderingConfig = dataclasses.field(default_factory=RenderingConfig)
+    guidance: GuidanceConfig = dataclasses.field(default_factory=GuidanceConfig)
+    correspondence: CorrespondenceConfig = dataclasses.field(
+        default_factory=CorrespondenceConfig
+    )
+    loss_weights: LossWeightsConfig = dataclasses.field(
+        default_factory=LossWeightsConfig
+    )
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    output: OutputConfig = dataclasses.field(default_factory=OutputConfig)
+
+
+def load_config(
+    files: Sequence[str | Path] = (), overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Config:
+    """The defaults, then `files` left to right, then `overrides` (`key=value` strings, or dotted keys to values)."""
+    merged = OmegaConf.structured(Config)
+    OmegaConf.set_readonly(merged, False)
+    for layer, origin in _layers(files, overrides):
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.create(_whole_schedules(layer)))
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
+            raise ConfigError(f"{origin}: {_explain(error)}") from error
+    try:
+        config = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ConfigError(_explain(error)) from error
+    assert isinstance(config, Config), "OmegaConf builds the dataclass it was given"
+    if config.schedule_steps == 0:
+        config = dataclasses.replace(config, schedule_steps=config.max_steps)
+    check_config(config)
+    return config
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes the whole resolved configuration as YAML; `load_config([path])` gives it back."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(
+        OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8"
+    )
+    temporary.replace(path)
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain nested dicts, lists, numbers and strings."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(plain, dict), "a dataclass becomes a dict"
+    return {str(key): value for key, value in plain.items()}
+
+
+def _layers(
+    files: Sequence[str | Path], overrides: Sequence[str] | Mapping[str, Any]
+) -> list[tuple[Any, str]]:
+    """(plain nested dict, where it comes from) for each layer of differences."""
+    layers: list[tuple[Any, str]] = []
+    for path in files:
+        try:
+            loaded = OmegaConf.load(path)
+        except FileNotFoundError as error:
+            raise ConfigError(f"configuration file {path} does not exist.") from error
+        except (OSError, YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"configuration file {path} cannot be read: {_explain(error)}"
+            ) from error
+        layers.append((OmegaConf.to_container(loaded), str(path)))
+    items = (
+        list(overrides.items())
+        if isinstance(overrides, Mapping)
+        else [_split_override(text) for text in overrides]
+    )
+    for key, value in items:
+        dotted = OmegaConf.create({})
+        try:
+            if isinstance(value, _RawOverride):
+                OmegaConf.update(
+                    dotted,
+                    key,
+                    OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))[
+                        "value"
+                    ],
+                )
+            else:
+                OmegaConf.update(dotted, key, value)
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise ConfigError(f"override {key}={value}: {_explain(error)}") from error
+        layers.append((OmegaConf.to_container(dotted), f"override {key}"))
+    return layers
+
+
+class _RawOverride(str):
+    """The text right of `key=`, still to be parsed as YAML."""
+
+
+def _split_override(text: str) -> tuple[str, "_RawOverride"]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {text!r} must have the form key=value.")
+    return key, _RawOverride(value)
+
+
+def _whole_schedules(node: Any) -> Any:
+    """Fills in a schedule's missing keys, so that it replaces the one below it instead of mixing with it."""
+    if not isinstance(node, dict):
+        return node
+    filled = {key: _whole_schedules(value) for key, value in node.items()}
+    if "values" in filled:
+        return {"steps": None, "progress": None, "interpolate": "linear"} | filled
+    if filled and filled.keys() <= {"steps", "progress"}:
+        return {"steps": None, "progress": None} | filled
+    return filled
+
+
+def _explain(error: Exception) -> str:
+    """One line: the message, with the full key in front where OmegaConf knows it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+        type(error).__name__
+    ]
+    key = getattr(error, "full_key", None)
+    return f"{key}: {lines[0]}" if key else lines[0]
+
+
+def check_config(config: Config) -> None:
+    """Cross-field checks that need nothing but the configuration; ConfigError names key, value and what is accepted."""
+    _at_least("max_steps", config.max_steps, 1)
+    _at_least("schedule_steps", config.schedule_steps, 1)
+    _at_least("seed", config.seed, 0)
+    if not config.prompt.strip():
+        raise ConfigError(
+            "prompt must not be empty; give it as prompt='a red cone on a blue cube'."
+        )
+    _check_schedules(config)
+    _check_ranges(config)
+    correspondence = config.correspondence
+    _at_least("correspondence.every", correspondence.every, 1)
+    _at_least("correspondence.edge_kernel", correspondence.edge_kernel, 1)
+    if correspondence.edge_kernel % 2 == 0:
+        raise ConfigError(
+            f"correspondence.edge_kernel must be odd, got {correspondence.edge_kernel}."
+        )
+    if correspondence.enabled and not correspondence.feature_blocks:
+        raise ConfigError(
+            "correspondence.feature_blocks must name at least one block, got none."
+        )
+    _at_least("rendering.num_samples_per_ray", config.rendering.num_samples_per_ray, 1)
+    _at_least("output.checkpoint_every", config.output.checkpoint_every, 1)
+    _at_least("output.checkpoint_keep", config.output.checkpoint_keep, 1)
+    _at_least("output.preview_every", config.output.preview_every, 0)
+
+
+def _at_least(key: str, value: float, low: float) -> None:
+    if value < low:
+        raise ConfigError(f"{key} must be at least {low}, got {value}.")
+
+
+def _check_ranges(config: Config) -> None:
+    ranges = {
+        "cameras.elevation_range": config.cameras.elevation_range,
+        "cameras.azimuth_range": config.cameras.azimuth_range,
+        "cameras.fovy_range": config.cameras.fovy_range,
+        "cameras.distance_range": config.cameras.distance_range,
+        "cameras.zoom_range": config.cameras.zoom_range,
+        "cameras.light_distance_range": config.cameras.light_distance_range,
+        "correspondence.shift_range": config.correspondence.shift_range,
+    }
+    for key, (low, high) in ranges.items():
+        if low > high:
+            raise ConfigError(
+                f"{key} must be (low, high) with low <= high, got ({low}, {high})."
+            )
+
+
+def _check_schedules(config: Config) -> None:
+    """Each schedule is well formed, and its values stay in their range over the whole run."""
+    for section_name, section in vars(config).items():
+        for name, value in (
+            vars(section).items() if dataclasses.is_dataclass(section) else ()
+        ):
+            if isinstance(value, Piecewise | Window):
+                value.check(f"{section_name}.{name}")
+    unbounded = float("inf")
+    weights = {
+        f"loss_weights.{name}": value
+        for name, value in vars(config.loss_weights).items()
+    }
+    bounded: list[tuple[str, Schedule, float, float]] = [
+        ("guidance.guidance_rescale", config.guidance.guidance_rescale, 0.0, 1.0),
+        ("guidance.guidance_scale", config.guidance.guidance_scale, 0.0, unbounded),
+        ("guidance.min_timestep", config.guidance.min_timestep, 0.0, 1.0),
+        ("guidance.max_timestep", config.guidance.max_timestep, 0.0, 1.0),
+        ("cameras.batch_size", config.cameras.batch_size, 1, unbounded),
+        ("cameras.resolution", config.cameras.resolution, 8, unbounded),
+        *((key, value, 0.0, unbounded) for key, value in weights.items()),
+    ]
+    for key, schedule, low, high in bounded:
+        values = schedule.values if isinstance(schedule, Piecewise) else [schedule]
+        for value in values:
+            if not low <= value <= high:
+                upper = "" if high == unbounded else f", {high:g}]"
+                accepted = f"in [{low:g}{upper}" if upper else f"at least {low:g}"
+                raise ConfigError(f"{key} must be {accepted}, got {value:g}.")
+    for key, schedule in (
+        ("cameras.batch_size", config.cameras.batch_size),
+        ("cameras.resolution", config.cameras.resolution),
+    ):
+        if isinstance(schedule, Piecewise) and schedule.interpolate != "hold":
+            raise ConfigError(
+                f"{key} must use interpolate: hold, got {schedule.interpolate}."
+            )
+
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Piecewise",
+    "Schedule",
+    "ScheduleError",
+    "Window",
+    "check_config",
+    "config_to_dict",
+    "load_config",
+    "save_config",
+    "value_at",
+]

@@ -1,0 +1,104 @@
+"""Verbs: the protocols behind which more than one implementation stands."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from corrdream.structures import FieldOutput, NoisePrediction, RayBundle, RaySamples
+
+
+class Encoding(Protocol):
+    """Positions in the unit cube to features; differentiable twice in the positions."""
+
+    output_dim: int
+
+    def __call__(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]: ...
+
+
+class DensityFunction(Protocol):
+    """Density at world points, used by sampling to skip what is not seen."""
+
+    def __call__(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]: ...
+
+
+class Field(Protocol):
+    """A radiance field in world coordinates."""
+
+    def __call__(self, points: Float[Tensor, "S 3"], *, with_normal: bool) -> FieldOutput: ...
+
+    def density(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]: ...
+
+
+class Background(Protocol):
+    """The color behind the object, seen along unit directions."""
+
+    def __call__(self, directions: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]: ...
+
+
+class Marching(Protocol):
+    """Where along each ray the field is evaluated."""
+
+    def sample(
+        self,
+        rays: RayBundle,
+        *,
+        density: DensityFunction,
+        jitter: Float[Tensor, " N"] | None,
+    ) -> RaySamples:
+        """Intervals inside occupied cells, pruned by visibility; `jitter` in [0, 1) shifts each ray's lattice."""
+        ...
+
+
+class MultiviewPrior(Protocol):
+    """A frozen multi-view text-to-image diffusion model. Everything here runs on its own device and dtype."""
+
+    num_views: int
+    image_size: int  # side of the images it encodes, pixels
+    latent_channels: int
+    latent_size: int
+    alphas_cumprod: Float[Tensor, " T"]  # float32, T training timesteps
+    fingerprint: str  # identifies the weights; part of a trial's identity
+    device: torch.device
+
+    def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "P L D"]:
+        """Text embeddings; the empty prompt is the unconditional one. ValueError for what it cannot express."""
+        ...
+
+    def encode_images(
+        self, images: Float[Tensor, "B H W 3"], noise: Tensor | None = None
+    ) -> Float[Tensor, "B C h w"]:
+        """Latents of images in [0, 1] of any side (resized bilinearly); `noise` draws from the posterior."""
+        ...
+
+    def decode_latents(
+        self, latents: Float[Tensor, "B C h w"]
+    ) -> Float[Tensor, "B H W 3"]:
+        """Images in [0, 1]."""
+        ...
+
+    def predict_noise(
+        self,
+        latents: Float[Tensor, "B C h w"],
+        timesteps: Int[Tensor, " B"],
+        *,
+        text: Float[Tensor, "B L D"],
+        c2w: Float[Tensor, "B 4 4"],
+        feature_blocks: Sequence[int] = (),
+    ) -> NoisePrediction:
+        """Predicted noise; views are grouped by `num_views`; `c2w` is conditioned on unit translation."""
+        ...
+
+    def features(
+        self,
+        latents: Float[Tensor, "B C h w"],
+        timesteps: Int[Tensor, " B"],
+        *,
+        text: Float[Tensor, "B L D"],
+        c2w: Float[Tensor, "B 4 4"],
+        blocks: Sequence[int],
+    ) -> tuple[Tensor, ...]:
+        """The same activations as `predict_noise`, computing nothing after the last block that is asked for."""
+        ...

@@ -1,0 +1,1 @@
+"""Many trainings: grids, scheduling under Ray Tune, tracking and reports."""

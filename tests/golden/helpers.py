@@ -1,0 +1,36 @@
+"""What the comparisons share: grouping of arrays by case, and the tolerances as the data's README states them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def group(data: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays below `prefix/`, named without it."""
+    return {name[len(prefix) + 1 :]: array for name, array in data.items() if name.startswith(f"{prefix}/")}
+
+
+def group_names(data: Mapping[str, np.ndarray]) -> list[str]:
+    """The first path components, sorted."""
+    return sorted({name.split("/")[0] for name in data if "/" in name})
+
+
+def tensor(array: np.ndarray) -> Tensor:
+    """A tensor of the same kind of numbers."""
+    return torch.from_numpy(np.array(array))
+
+
+def assert_absolute(actual: Tensor, expected: np.ndarray, tolerance: float, name: str) -> None:
+    """Largest difference at most `tolerance`."""
+    reference = tensor(expected)
+    assert actual.shape == reference.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(reference.shape)}"
+    worst = (actual.detach().double() - reference.double()).abs().max().item() if reference.numel() else 0.0
+    assert worst <= tolerance, f"{name}: off by {worst:.3g}, tolerance {tolerance:.3g}"
+
+
+def assert_relative(actual: Tensor, expected: np.ndarray, tolerance: float, name: str) -> None:
+    """Largest difference at most `tolerance` times the largest magnitude of the reference."""
+    scale = float(np.abs(expected).max()) if expected.size else 0.0
+    assert_absolute(actual, expected, tolerance * max(scale, float(np.finfo(np.float32).tiny)), name)

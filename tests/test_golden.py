@@ -1,0 +1,54 @@
+"""Our functions against data recorded from the published implementation.
+
+`pytest tests/test_golden.py --golden DIR` compares with any other directory of the same format. A module of
+tests/golden/ knows one file: FILE is its name, and cases(data) yields (name, comparison) for all that is in it.
+"""
+
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tests.golden
+
+MODULES = [
+    importlib.import_module(f"tests.golden.{info.name}")
+    for info in pkgutil.iter_modules(tests.golden.__path__)
+    if info.name != "helpers"
+]
+
+
+def load(path: Path) -> Any:
+    """The content of a reference file: a mapping of arrays, or parsed JSON."""
+    if path.suffix == ".json":
+        return json.loads(path.read_text(encoding="utf-8"))
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    directory: Path = metafunc.config.getoption("--golden")
+    params = []
+    for module in MODULES:
+        path = directory / module.FILE
+        if not path.is_file():
+            skip = pytest.mark.skip(reason=f"{module.FILE} is not in {directory}")
+            params.append(pytest.param(None, id=module.FILE, marks=skip))
+            continue
+        cases = list(module.cases(load(path)))
+        assert cases, f"{path} holds no case that tests/golden knows"
+        params.extend(pytest.param(comparison, id=f"{module.FILE}-{name}") for name, comparison in cases)
+    metafunc.parametrize("comparison", params) if "comparison" in metafunc.fixturenames else None
+
+
+def test_agrees_with_the_published_implementation(comparison: Any) -> None:
+    comparison()
+
+
+def test_directory_holds_reference_files(request: pytest.FixtureRequest) -> None:
+    directory: Path = request.config.getoption("--golden")
+    assert any((directory / module.FILE).is_file() for module in MODULES), f"no reference file in {directory}"
