@@ -48,10 +48,9 @@ class Appearance:
     """How one rendering is shaded and what is behind it; drawn once a view set."""
 
     mode: ShadingMode
-    ambient_ratio: float  # light = ambient_ratio + (1 - ambient_ratio) * lambert
-    background: (
-        Float[Tensor, "B 3"] | None
-    )  # a fixed color a view; None asks the scene's background network
+    ambient: tuple[float, float, float]  # color of the ambient light
+    diffuse: tuple[float, float, float]  # color of the point light; light = ambient + diffuse * lambert
+    background: Float[Tensor, "B 3"] | None  # a fixed color a view; None asks the scene's background
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
