@@ -27,9 +27,7 @@ class CameraBatch:
     intrinsics: Float[Tensor, "B 3 3"]  # pixels of an image of `height` x `width`
     azimuth: Float[Tensor, " B"]  # radians, before any perturbation
     elevation: Float[Tensor, " B"]  # radians
-    distance: Float[
-        Tensor, " B"
-    ]  # of the unperturbed camera from the origin, world units
+    distance: Float[Tensor, " B"]  # of the unperturbed camera from the origin, world units
     height: int
     width: int
 
@@ -85,13 +83,9 @@ class RenderOutput:
 
     rgb: Float[Tensor, "B H W 3"]
     opacity: Float[Tensor, "B H W"]
-    distance: Float[
-        Tensor, "B H W"
-    ]  # sum of weight * t along the unit ray, not divided by opacity
+    distance: Float[Tensor, "B H W"]  # sum of weight * t along the unit ray, not divided by opacity
     z_variance: Float[Tensor, "B H W"]
-    normal: (
-        Float[Tensor, "B H W 3"] | None
-    )  # unit where opaque, world frame, times opacity
+    normal: Float[Tensor, "B H W 3"] | None  # unit where opaque, world frame, times opacity
     samples: RaySamples
     weights: Float[Tensor, " S"]
     sample_normal: Float[Tensor, "S 3"] | None
@@ -103,18 +97,17 @@ class NoisePrediction:
     """The prior's estimate of the noise, and the activations that were asked for (after each up-block)."""
 
     noise: Float[Tensor, "B C h w"]
-    features: tuple[
-        Tensor, ...
-    ]  # one [B, C_k, h_k, w_k] for each requested block, in the order asked
+    features: tuple[Tensor, ...]  # one [B, C_k, h_k, w_k] for each requested block, in the order asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuidanceOutput:
-    """Score distillation's scalar loss and what to log of it (detached 0-d tensors)."""
+    """Score distillation's scalar loss and what to log and show of it (detached)."""
 
     loss: Float[Tensor, ""]
     std_ratio: Float[Tensor, " G"]
     grad_norm: Float[Tensor, ""]
+    x0_target: Float[Tensor, "B C h w"]  # the latents that the loss pulls to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
