@@ -1,0 +1,138 @@
+"""What a run leaves behind: metrics.jsonl, previews and turntables. The only writer of pictures.
+
+RUN/config.yaml  metrics.jsonl  checkpoints/  previews/step-000100.png  turntable.png  normals.png  grade.json
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as imageio
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from corrdream.structures import RenderOutput
+
+Picture = UInt8[np.ndarray, "H W 3"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the parts of a run lie; every write is atomic or an append."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Directory of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line and optimizer step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def grade(self) -> Path:
+        """Metrics against the true shape."""
+        return self.path / "grade.json"
+
+    def preview(self, step: int) -> Path:
+        """Sheet of the training views at a step."""
+        return self.path / "previews" / f"step-{step:06d}.png"
+
+    def append_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Adds one line a row."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(dict(row)) + "\n" for row in rows)
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """All rows; a last line that was cut short is left out."""
+        if not self.metrics.exists():
+            return []
+        rows = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:  # the process died while it wrote this line
+                break
+        return rows
+
+    def trim_metrics(self, step: int) -> None:
+        """Forgets what was logged after `step`, which will be done again."""
+        if self.metrics.exists():
+            kept = [row for row in self.read_metrics() if row["step"] <= step]
+            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the whole file or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: Path, plain: Any) -> None:
+    """Writes indented JSON, atomically."""
+    write_text(path, json.dumps(plain, indent=2) + "\n")
+
+
+def write_picture(path: Path, picture: Picture) -> None:
+    """Writes a PNG, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    Image.fromarray(picture).save(temporary)
+    temporary.replace(path)
+
+
+def write_video(path: Path, frames: Sequence[Picture], frames_per_second: int = 30) -> None:
+    """Writes an H.264 mp4 whose sides are even."""
+    even = [frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames]
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    imageio.imwrite(temporary, np.stack(even), fps=frames_per_second, codec="libx264", macro_block_size=2)
+    temporary.replace(path)
+
+
+def to_picture(values: Float[Tensor, "H W 3"]) -> Picture:
+    """Colors in [0, 1] as 8-bit pixels."""
+    return (values.detach().float().clamp(0, 1) * 255 + 0.5).byte().cpu().numpy()
+
+
+def normal_picture(render: RenderOutput, view: int) -> Picture:
+    """World normals as colors, (n + 1) / 2 over white."""
+    opacity = render.opacity[view][..., None]
+    if render.normal is None:
+        return to_picture(opacity.expand(-1, -1, 3))
+    return to_picture((render.normal[view] + opacity) / 2 + (1 - opacity))
+
+
+def opacity_picture(render: RenderOutput, view: int) -> Picture:
+    """Opacity as gray."""
+    return to_picture(render.opacity[view][..., None].expand(-1, -1, 3))
+
+
+def frame_picture(render: RenderOutput, view: int) -> Picture:
+    """Color, normals and opacity of one view, side by side."""
+    parts = [to_picture(render.rgb[view]), normal_picture(render, view), opacity_picture(render, view)]
+    return np.concatenate(parts, axis=1)
+
+
+def preview_sheet(render: RenderOutput) -> Picture:
+    """One row a view: color, normals, opacity."""
+    return np.concatenate([frame_picture(render, view) for view in range(len(render.rgb))], axis=0)
+
+
+def strip(pictures: Sequence[Picture]) -> Picture:
+    """Pictures of one height, side by side."""
+    return np.concatenate(list(pictures), axis=1)
