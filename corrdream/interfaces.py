@@ -1,7 +1,7 @@
 """Verbs: the protocols behind which more than one implementation stands."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +10,7 @@ from torch import Tensor
 from corrdream.structures import FieldOutput, NoisePrediction, RayBundle, RaySamples
 
 
+@runtime_checkable
 class Encoding(Protocol):
     """Positions in the unit cube to features; differentiable twice in the positions."""
 
@@ -18,12 +19,14 @@ class Encoding(Protocol):
     def __call__(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]: ...
 
 
+@runtime_checkable
 class DensityFunction(Protocol):
     """Density at world points, used by sampling to skip what is not seen."""
 
     def __call__(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]: ...
 
 
+@runtime_checkable
 class Field(Protocol):
     """A radiance field in world coordinates."""
 
@@ -32,12 +35,14 @@ class Field(Protocol):
     def density(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]: ...
 
 
+@runtime_checkable
 class Background(Protocol):
     """The color behind the object, seen along unit directions."""
 
     def __call__(self, directions: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]: ...
 
 
+@runtime_checkable
 class Marching(Protocol):
     """Where along each ray the field is evaluated."""
 
@@ -52,6 +57,7 @@ class Marching(Protocol):
         ...
 
 
+@runtime_checkable
 class MultiviewPrior(Protocol):
     """A frozen multi-view text-to-image diffusion model. Everything here runs on its own device and dtype."""
 
@@ -101,4 +107,36 @@ class MultiviewPrior(Protocol):
         blocks: Sequence[int],
     ) -> tuple[Tensor, ...]:
         """The same activations as `predict_noise`, computing nothing after the last block that is asked for."""
+        ...
+
+
+@runtime_checkable
+class Similarity(Protocol):
+    """How alike the source pixels are to the target pixels of B pairs of S x S images; pixel (x, y) has number y S + x."""
+
+    def best_target(
+        self, view: Int[Tensor, " M"], source: Int[Tensor, " M"]
+    ) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
+        """The most similar target pixel of each source pixel, and how similar it is."""
+        ...
+
+    def at(
+        self, view: Int[Tensor, " M"], source: Int[Tensor, " M"], target: Int[Tensor, " M"]
+    ) -> Float[Tensor, " M"]:
+        """The similarity of given pixel pairs."""
+        ...
+
+    def transposed(self) -> "Similarity":
+        """The same with source and target exchanged; the similarity is symmetric."""
+        ...
+
+
+@runtime_checkable
+class Matching(Protocol):
+    """Dense matching of two view sets by the features of one or more layers, fine or coarse."""
+
+    def similarity(
+        self, source_features: Sequence[Tensor], target_features: Sequence[Tensor], *, size: int
+    ) -> Similarity:
+        """Similarity at `size` x `size` pixels from features [B, C_k, h_k, w_k]; carries no gradient."""
         ...
