@@ -1,0 +1,1 @@
+"""The frozen multi-view diffusion models that drive the distillation."""
