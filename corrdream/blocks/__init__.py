@@ -1,0 +1,1 @@
+"""The built-in world with ground truth: captions, signed distances, a renderer, a grade."""
