@@ -5,8 +5,9 @@ the built-in world's (small, CPU); `configs/` holds the released ones. A field t
 code names both behaviours; the README's fidelity table explains each.
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ class PriorConfig:
     """The frozen multi-view diffusion model."""
 
     kind: Literal["blocks"] = "blocks"
+    checkpoint: str = ""  # weights file; empty takes the one that ships with the package
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +36,13 @@ class CamerasConfig:
 
     batch_size: Schedule = 4  # views a step, a multiple of the prior's number of views
     resolution: Schedule = dataclasses.field(
-        default_factory=lambda: Piecewise(
-            progress=[0.0, 0.7], values=[32, 64], interpolate="hold"
-        )
+        default_factory=lambda: Piecewise(progress=[0.0, 0.7], values=[32, 64], interpolate="hold")
     )
     elevation_range: tuple[float, float] = (0.0, 30.0)
     azimuth_range: tuple[float, float] = (-180.0, 180.0)
     fovy_range: tuple[float, float] = (15.0, 60.0)
     distance_range: tuple[float, float] = (0.8, 1.0)
-    relative_distance: bool = (
-        True  # divide the distance by tan(fovy / 2), so that the object fills the image
-    )
+    relative_distance: bool = True  # divide the distance by tan(fovy / 2), so that the object fills the image
     zoom_range: tuple[float, float] = (
         1.0,
         1.0,
@@ -67,12 +65,8 @@ class CamerasConfig:
 class ShadingConfig:
     """Point-light shading of the training renders."""
 
-    ambient_only: Window = dataclasses.field(
-        default_factory=lambda: Window(progress=(0.0, 0.5))
-    )
-    soft: bool = (
-        True  # draw the ratio of ambient to diffuse light anew for every rendering
-    )
+    ambient_only: Window = dataclasses.field(default_factory=lambda: Window(progress=(0.0, 0.5)))
+    soft: bool = True  # draw the ratio of ambient to diffuse light anew for every rendering
     ambient_color: tuple[float, float, float] = (
         1.0,
         1.0,
@@ -111,9 +105,7 @@ class FieldConfig:
     dense_grid: DenseGridConfig = dataclasses.field(default_factory=DenseGridConfig)
     hidden_width: int = 64  # of the density and albedo networks behind a hash grid
     num_hidden_layers: int = 1
-    density_activation: Literal["softplus", "shifted_softplus", "trunc_exp"] = (
-        "softplus"
-    )
+    density_activation: Literal["softplus", "shifted_softplus", "trunc_exp"] = "softplus"
     density_blob: Literal["magic3d", "dreamfusion", "constant"] = "magic3d"
     density_blob_scale: float = 10.0
     density_blob_std: float = 0.5
@@ -131,9 +123,7 @@ class BackgroundConfig:
         1.0,
         1.0,
     )  # of a solid background, and at evaluation
-    random_prob: float = (
-        1.0  # probability that a rendering gets a uniformly random color instead
-    )
+    random_prob: float = 1.0  # probability that a rendering gets a uniformly random color instead
     random_shared: bool = True  # one random color for the whole batch, or one a view
     num_frequencies: int = 3  # of the network's direction encoding
     hidden_width: int = 16
@@ -175,9 +165,7 @@ class CorrespondenceConfig:
     """Cross-view correspondences from the prior's features."""
 
     enabled: bool = True
-    window: Window = dataclasses.field(
-        default_factory=lambda: Window(progress=(0.25, 0.6))
-    )
+    window: Window = dataclasses.field(default_factory=lambda: Window(progress=(0.25, 0.6)))
     every: int = 2  # a correspondence step whenever step % every == 0 inside the window
     shift_range: tuple[float, float] = (
         10.0,
@@ -204,9 +192,7 @@ class CorrespondenceConfig:
     # defect 6: gradients reach the source views only, or both view sets in turn
     direction: Literal["forward", "both"] = "both"
     # defect 7: squared pixels at any size, or pixels of a 32-pixel image that scale with the render's side
-    epipolar_threshold_unit: Literal["squared_pixels", "scaled_pixels"] = (
-        "scaled_pixels"
-    )
+    epipolar_threshold_unit: Literal["squared_pixels", "scaled_pixels"] = "scaled_pixels"
     # defect 8: lines through their border points (lost when vertical), or by their normal form
     epipolar_projection: Literal["border_points", "normal_form"] = "normal_form"
     # defect 9: raw similarity as weight (may be negative), or clamped at zero and divided by the image's mean
@@ -258,9 +244,7 @@ class Config:
     negative_prompt: str = ""
     seed: int = 0
     max_steps: int = 200
-    schedule_steps: int = (
-        0  # length that `progress` refers to; 0 takes max_steps when the run is created
-    )
+    schedule_steps: int = 0  # length that `progress` refers to; 0 takes max_steps when the run is created
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of autocast
     prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)
@@ -270,19 +254,13 @@ class Config:
     background: BackgroundConfig = dataclasses.field(default_factory=BackgroundConfig)
     rendering: RenderingConfig = dataclasses.field(default_factory=RenderingConfig)
     guidance: GuidanceConfig = dataclasses.field(default_factory=GuidanceConfig)
-    correspondence: CorrespondenceConfig = dataclasses.field(
-        default_factory=CorrespondenceConfig
-    )
-    loss_weights: LossWeightsConfig = dataclasses.field(
-        default_factory=LossWeightsConfig
-    )
+    correspondence: CorrespondenceConfig = dataclasses.field(default_factory=CorrespondenceConfig)
+    loss_weights: LossWeightsConfig = dataclasses.field(default_factory=LossWeightsConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     output: OutputConfig = dataclasses.field(default_factory=OutputConfig)
 
 
-def load_config(
-    files: Sequence[str | Path] = (), overrides: Sequence[str] | Mapping[str, Any] = ()
-) -> Config:
+def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
     """The defaults, then `files` left to right, then `overrides` (`key=value` strings, or dotted keys to values)."""
     merged = OmegaConf.structured(Config)
     OmegaConf.set_readonly(merged, False)
@@ -305,9 +283,7 @@ def load_config(
 def save_config(config: Config, path: Path) -> None:
     """Writes the whole resolved configuration as YAML; `load_config([path])` gives it back."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(
-        OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8"
-    )
+    temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
     temporary.replace(path)
 
 
@@ -318,9 +294,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _layers(
-    files: Sequence[str | Path], overrides: Sequence[str] | Mapping[str, Any]
-) -> list[tuple[Any, str]]:
+def _layers(files: Sequence[str | Path], overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[Any, str]]:
     """(plain nested dict, where it comes from) for each layer of differences."""
     layers: list[tuple[Any, str]] = []
     for path in files:
@@ -329,15 +303,9 @@ def _layers(
         except FileNotFoundError as error:
             raise ConfigError(f"configuration file {path} does not exist.") from error
         except (OSError, YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"configuration file {path} cannot be read: {_explain(error)}"
-            ) from error
+            raise ConfigError(f"configuration file {path} cannot be read: {_explain(error)}") from error
         layers.append((OmegaConf.to_container(loaded), str(path)))
-    items = (
-        list(overrides.items())
-        if isinstance(overrides, Mapping)
-        else [_split_override(text) for text in overrides]
-    )
+    items = list(overrides.items()) if isinstance(overrides, Mapping) else [_split_override(text) for text in overrides]
     for key, value in items:
         dotted = OmegaConf.create({})
         try:
@@ -345,9 +313,7 @@ def _layers(
                 OmegaConf.update(
                     dotted,
                     key,
-                    OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))[
-                        "value"
-                    ],
+                    OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"],
                 )
             else:
                 OmegaConf.update(dotted, key, value)
@@ -382,9 +348,7 @@ def _whole_schedules(node: Any) -> Any:
 
 def _explain(error: Exception) -> str:
     """One line: the message, with the full key in front where OmegaConf knows it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
-        type(error).__name__
-    ]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     key = getattr(error, "full_key", None)
     return f"{key}: {lines[0]}" if key else lines[0]
 
@@ -395,22 +359,17 @@ def check_config(config: Config) -> None:
     _at_least("schedule_steps", config.schedule_steps, 1)
     _at_least("seed", config.seed, 0)
     if not config.prompt.strip():
-        raise ConfigError(
-            "prompt must not be empty; give it as prompt='a red cone on a blue cube'."
-        )
+        raise ConfigError("prompt must not be empty; give it as prompt='a red cone on a blue cube'.")
     _check_schedules(config)
+    _check_timesteps(config)
     _check_ranges(config)
     correspondence = config.correspondence
     _at_least("correspondence.every", correspondence.every, 1)
     _at_least("correspondence.edge_kernel", correspondence.edge_kernel, 1)
     if correspondence.edge_kernel % 2 == 0:
-        raise ConfigError(
-            f"correspondence.edge_kernel must be odd, got {correspondence.edge_kernel}."
-        )
+        raise ConfigError(f"correspondence.edge_kernel must be odd, got {correspondence.edge_kernel}.")
     if correspondence.enabled and not correspondence.feature_blocks:
-        raise ConfigError(
-            "correspondence.feature_blocks must name at least one block, got none."
-        )
+        raise ConfigError("correspondence.feature_blocks must name at least one block, got none.")
     _at_least("rendering.num_samples_per_ray", config.rendering.num_samples_per_ray, 1)
     _at_least("output.checkpoint_every", config.output.checkpoint_every, 1)
     _at_least("output.checkpoint_keep", config.output.checkpoint_keep, 1)
@@ -434,24 +393,35 @@ def _check_ranges(config: Config) -> None:
     }
     for key, (low, high) in ranges.items():
         if low > high:
+            raise ConfigError(f"{key} must be (low, high) with low <= high, got ({low}, {high}).")
+
+
+def _check_timesteps(config: Config) -> None:
+    """The lower bound of the diffusion timesteps stays below the upper one at every step."""
+    low, high, horizon = config.guidance.min_timestep, config.guidance.max_timestep, config.schedule_steps
+    knots = [knot for bound in (low, high) if isinstance(bound, Piecewise) for knot in bound.knots(horizon)]
+    # Between knots both are straight lines, or held until the step before the next knot.
+    steps = {0, *(math.ceil(knot) for knot in knots), *(math.ceil(knot) - 1 for knot in knots)}
+    for step in sorted(step for step in steps if 0 <= step < config.max_steps):
+        bounds = value_at(low, step, horizon), value_at(high, step, horizon)
+        if bounds[0] > bounds[1]:
             raise ConfigError(
-                f"{key} must be (low, high) with low <= high, got ({low}, {high})."
+                f"guidance.min_timestep must not exceed guidance.max_timestep, got {bounds[0]:g} > {bounds[1]:g} "
+                f"at step {step}."
             )
 
 
 def _check_schedules(config: Config) -> None:
     """Each schedule is well formed, and its values stay in their range over the whole run."""
     for section_name, section in vars(config).items():
-        for name, value in (
-            vars(section).items() if dataclasses.is_dataclass(section) else ()
-        ):
+        for name, value in vars(section).items() if dataclasses.is_dataclass(section) else ():
             if isinstance(value, Piecewise | Window):
-                value.check(f"{section_name}.{name}")
+                try:
+                    value.check(f"{section_name}.{name}")
+                except ScheduleError as error:
+                    raise ConfigError(str(error)) from error
     unbounded = float("inf")
-    weights = {
-        f"loss_weights.{name}": value
-        for name, value in vars(config.loss_weights).items()
-    }
+    weights = {f"loss_weights.{name}": value for name, value in vars(config.loss_weights).items()}
     bounded: list[tuple[str, Schedule, float, float]] = [
         ("guidance.guidance_rescale", config.guidance.guidance_rescale, 0.0, 1.0),
         ("guidance.guidance_scale", config.guidance.guidance_scale, 0.0, unbounded),
@@ -473,9 +443,7 @@ def _check_schedules(config: Config) -> None:
         ("cameras.resolution", config.cameras.resolution),
     ):
         if isinstance(schedule, Piecewise) and schedule.interpolate != "hold":
-            raise ConfigError(
-                f"{key} must use interpolate: hold, got {schedule.interpolate}."
-            )
+            raise ConfigError(f"{key} must use interpolate: hold, got {schedule.interpolate}.")
 
 
 __all__ = [
