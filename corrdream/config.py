@@ -36,7 +36,7 @@ class CamerasConfig:
 
     batch_size: Schedule = 4  # views a step, a multiple of the prior's number of views
     resolution: Schedule = dataclasses.field(
-        default_factory=lambda: Piecewise(progress=[0.0, 0.7], values=[32, 64], interpolate="hold")
+        default_factory=lambda: Piecewise(progress=[0.0, 0.7], values=[32.0, 64.0], interpolate="hold")
     )
     elevation_range: tuple[float, float] = (0.0, 30.0)
     azimuth_range: tuple[float, float] = (-180.0, 180.0)
@@ -376,7 +376,7 @@ def check_config(config: Config) -> None:
     _at_least("output.preview_every", config.output.preview_every, 0)
 
 
-def _at_least(key: str, value: float, low: float) -> None:
+def _at_least(key: str, value: int | float, low: int | float) -> None:
     if value < low:
         raise ConfigError(f"{key} must be at least {low}, got {value}.")
 
@@ -422,7 +422,7 @@ def _check_schedules(config: Config) -> None:
                     raise ConfigError(str(error)) from error
     unbounded = float("inf")
     weights = {f"loss_weights.{name}": value for name, value in vars(config.loss_weights).items()}
-    bounded: list[tuple[str, Schedule, float, float]] = [
+    bounded: list[tuple[str, Schedule, int | float, int | float]] = [
         ("guidance.guidance_rescale", config.guidance.guidance_rescale, 0.0, 1.0),
         ("guidance.guidance_scale", config.guidance.guidance_scale, 0.0, unbounded),
         ("guidance.min_timestep", config.guidance.min_timestep, 0.0, 1.0),
