@@ -1,7 +1,7 @@
 """How far solids reach: boxes and norms, in closed form. Pure Python, since training needs thousands a second."""
 
-from collections.abc import Sequence
 import math
+from collections.abc import Sequence
 
 from corrdream.blocks.sketch import Solid, Vector
 
@@ -73,7 +73,7 @@ def support(solid: Solid, direction: Vector) -> float:
 
 
 def largest_norm(solids: Sequence[Solid]) -> float:
-    """A bound of how far any point of the solids is from the origin; tight but for ellipsoids off the origin and bowls."""
+    """A bound of how far any point is from the origin; tight but for ellipsoids off the origin and for bowls."""
     return max(_largest_norm(solid) for solid in solids)
 
 

@@ -8,9 +8,9 @@ The formulas of kinds and patterns stand again in `render_triton`, in the same o
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float, Int
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corrdream.blocks.patterns import DOT_RADIUS
@@ -188,7 +188,8 @@ def _ellipsoid(local: Float[Tensor, "K P 3"], size: Float[Tensor, "K #P 5"]) -> 
 def _box(local: Float[Tensor, "K P 3"], size: Float[Tensor, "K #P 5"]) -> Float[Tensor, "K P"]:
     rounding = size[..., 3]
     outside = local.abs() - size[..., :3] + rounding[..., None]
-    return outside.clamp_min(0.0).norm(dim=-1) + outside.amax(-1).clamp_max(0.0) - rounding
+    beyond: Tensor = outside.clamp_min(0.0).norm(dim=-1)
+    return beyond + outside.amax(-1).clamp_max(0.0) - rounding
 
 
 def _frustum(local: Float[Tensor, "K P 3"], size: Float[Tensor, "K #P 5"]) -> Float[Tensor, "K P"]:

@@ -4,12 +4,13 @@ A caption names one thing, two things ("on", "next to"), or a stack of three (ne
 
     thing     = a COLOR PRIMITIVE [with a COLOR dot] | a [COLOR] COMPOSITE [with a COLOR PART]
     patterned = a COLOR and COLOR (striped | checked | dotted) NOUN
-    caption   = thing | thing on thing | thing next to thing | thing on thing on thing | a clay model of (things without colors)
+    caption   = thing | thing on thing | thing next to thing | thing on thing on thing
+              | a clay model of (things without colors)
 """
 
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-import difflib
 from typing import Literal
 
 import numpy as np
@@ -202,8 +203,7 @@ class _Parser:
 def sample_caption(random: np.random.Generator, split: Split) -> str:
     """A random caption of a split; shares of the train split: 40% patterned or marked, 40% plain, 20% of one color.
 
-    `held_out_pairs` always has a pair that training never shows, `held_out_composition` is a stack of three without such
-    a pair.
+    `held_out_pairs` always has a pair that training never shows; `held_out_composition` is a stack of three, without.
     """
     while True:
         caption = _draw_caption(random, split)
@@ -220,7 +220,7 @@ def _split_of(description: Description) -> Split:
 def _draw_caption(random: np.random.Generator, split: Split) -> str:
     if split == "held_out_composition":
         return " on ".join(_draw_primitive(random) for _ in range(3))
-    pair = _choice(random, tuple(sorted(HELD_OUT_PAIRS))) if split == "held_out_pairs" else None
+    pair = sorted(HELD_OUT_PAIRS)[random.integers(len(HELD_OUT_PAIRS))] if split == "held_out_pairs" else None
     share = random.random()
     if share < 0.10 and pair is None:
         return f"a clay model of {_join(random, [_article(noun) for noun in _draw_nouns(random)])}"

@@ -1,7 +1,7 @@
 """Sketches of the things of a household: furniture, tableware, tools. Front +x, standing on z = 0."""
 
-from collections.abc import Callable
 import math
+from collections.abc import Callable
 
 from corrdream.blocks.sketch import Rotation, Sketch, toward, turn
 
@@ -49,7 +49,7 @@ def _lamp(s: Sketch) -> None:
 def _mug(s: Sketch) -> None:
     radius, half, ring = s.vary(0.4), s.vary(0.45), s.vary(0.25)
     s.cup("mug", (0.0, 0.0, half), (radius, half, 0.07, 0.08))
-    s.torus("handle", (0.0, radius - 0.03, half), (ring, 0.07), HANDLE, math.radians(92.0))
+    s.torus("handle", (0.0, radius + 0.02, half), (ring, 0.07), HANDLE, math.radians(92.0))
 
 
 def _bottle(s: Sketch) -> None:

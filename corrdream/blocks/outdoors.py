@@ -1,7 +1,7 @@
 """Sketches of the things of the outdoors: plants, animals, vehicles, buildings. Front +x, standing on z = 0."""
 
-from collections.abc import Callable
 import math
+from collections.abc import Callable
 
 from corrdream.blocks.sketch import Sketch, toward, turn
 from corrdream.blocks.vocabulary import Rgb
@@ -29,7 +29,7 @@ def _snowman(s: Sketch) -> None:
 
 
 def _mushroom(s: Sketch) -> None:
-    stem, height, cap, dome = s.vary(0.17), s.vary(0.5), s.vary(0.5), s.vary(0.32)
+    stem, height, cap, dome = s.vary(0.17), s.vary(0.62), s.vary(0.5), s.vary(0.32)
     s.frustum("stem", (0.0, 0.0, 0.0), (0.0, 0.0, height), (1.25 * stem, stem))
     s.ellipsoid("mushroom", (0.0, 0.0, height + 0.1), (cap, cap, dome))
     for azimuth, up in ((0.0, 0.35), (75.0, 0.6), (140.0, 0.3), (215.0, 0.55), (285.0, 0.3), (0.0, 1.0)):
@@ -151,7 +151,7 @@ def _airplane(s: Sketch) -> None:
 def _boat(s: Sketch) -> None:
     length, width, hull, mast = s.vary(0.5), s.vary(0.24), s.vary(0.14), s.vary(0.9)
     s.taper("boat", (-0.1, 0.0, hull), (length - 0.1, 0.7 * width), (length, width), hull)
-    s.taper("boat", (length + 0.05, 0.0, hull), (hull, width), (hull, 0.0), 0.15, toward((1.0, 0.0, 0.0)))
+    s.taper("boat", (length + 0.02, 0.0, hull), (hull, width), (hull, 0.0), 0.22, toward((1.0, 0.0, 0.0)))
     s.frustum("mast", (0.0, 0.0, hull), (0.0, 0.0, 2 * hull + mast), (0.04, 0.04), "brown")
     s.taper("sail", (-0.22, 0.0, 2 * hull + 0.08 + 0.4 * mast), (0.24, 0.035), (0.02, 0.03), 0.4 * mast)
     s.box("flag", (0.1, 0.0, 2 * hull + mast - 0.05), (0.1, 0.03, 0.06))

@@ -27,23 +27,26 @@ def pattern_lattice(solid: Solid, pattern: PatternKind, random: np.random.Genera
             return _marker(solid)
         case "striped":
             a, b, c = (value / STRIPE for value in STRIPE_NORMAL)
-            return (a, b, c), (*_shift(random, 1), 0.0, 0.5)
+            return (a, b, c), (_shift(random)[0], 0.0, 0.5)
         case "checked" | "dotted":
             halves = half_size(solid)
             a, b, c = (max(1, round(half / CELL)) / half for half in halves)
-            x, y, z = _shift(random, 3)
-            return (a, b, c), (x, y, z)
+            return (a, b, c), _shift(random)
 
 
-def _shift(random: np.random.Generator | None, count: int) -> list[float]:
-    return [0.0] * count if random is None else random.uniform(-PHASE_SPREAD, PHASE_SPREAD, count).tolist()
+def _shift(random: np.random.Generator | None) -> Vector:
+    if random is None:
+        return _NOWHERE
+    x, y, z = random.uniform(-PHASE_SPREAD, PHASE_SPREAD, 3).tolist()
+    return x, y, z
 
 
 def _marker(solid: Solid) -> tuple[Vector, Vector]:
-    """A disk on the front, where the solid is broad enough; its plane is the shape's, so the solid must stand upright."""
+    """A disk on the front where the solid is broad; in the shape's plane, so the solid must stand upright."""
     assert solid.rotation == IDENTITY, "only upright solids wear a marker"
     _, half_y, half_z = half_size(solid)
-    depth, height, radius = 0.0, 0.0, 0.42 * min(half_y, half_z)
+    narrow = min(half_y, half_z)
+    depth, height, radius = 0.0, 0.0, max(0.42 * narrow, min(0.65 * narrow, 0.13))
     if solid.kind == "torus":
         depth, radius = solid.size[0], 0.8 * solid.size[1]
     elif solid.kind in ("frustum", "taper") and solid.size != (solid.size[0], solid.size[0], half_z):

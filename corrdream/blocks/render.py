@@ -4,18 +4,15 @@ The torch tracer is the reference and runs anywhere; on CUDA a Triton kernel doe
 """
 
 from dataclasses import dataclass, replace
-import logging
 from typing import Literal
 
-from jaxtyping import Bool, Float, Int
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corrdream.blocks.distance import PackedShapes, outward_normal, signed_distance, surface_attributes
-from corrdream.cameras import camera_rays, distance_to_depth
+from corrdream.cameras import camera_rays
 from corrdream.structures import Appearance, CameraBatch, LightBatch
-
-logger = logging.getLogger(__name__)
 
 Backend = Literal["auto", "torch", "triton"]
 BOUND = 0.88  # radius of a sphere that holds every shape (shapes.LARGEST_NORM) with room for its normals

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from corrdream.blocks.bounds import bounding_box, largest_norm
+from corrdream.blocks.bounds import bounding_box, half_size, largest_norm
 from corrdream.blocks.distance import (
     PackedShapes,
     outward_normal,
@@ -43,6 +43,7 @@ COLOR_SPREAD = 0.05  # added to each channel in training
 SINK = 0.03  # how deep a thing stands in the one below, in units of that thing's normalized size
 POINTED_SINK = 0.16  # the same, on a thing that has no flat top
 POINTED = frozenset({"sphere", "cone", "pyramid", "egg", "capsule", "prism", "ring"})
+BROAD = 0.16  # second largest half size of a part that shows a pattern well
 GAP = 0.08  # between things next to each other
 
 SKETCHES = {**PRIMITIVE_SKETCHES, **HOUSEHOLD_SKETCHES, **OUTDOOR_SKETCHES}
@@ -171,7 +172,7 @@ class _Painter:
 
     def part(self, solid: Solid, thing: Thing, name: str, *, clay: bool) -> Part:
         """The solid in its colors."""
-        is_main = solid.name == thing.noun
+        is_main = solid.name == thing.noun or self._wears_main_pattern(solid, thing)
         pattern: PatternKind = "plain"
         color, second = self._shade(self._color(solid, thing, clay)), CLAY
         if is_main and thing.pattern and thing.second_color:
@@ -192,6 +193,11 @@ class _Painter:
             pattern_phase=phase,
         )
 
+    def _wears_main_pattern(self, solid: Solid, thing: Thing) -> bool:
+        """Whether it is a broad part in the main color, such as a chair's seat."""
+        follows = thing.noun in COMPOSITES and COMPOSITES[thing.noun].parts.get(solid.name, "own") is None
+        return follows and solid.name != thing.part and sorted(half_size(solid))[1] > BROAD
+
     def _color(self, solid: Solid, thing: Thing, clay: bool) -> str | Rgb:
         if clay:
             return CLAY
@@ -210,6 +216,7 @@ class _Painter:
             red, green, blue = COLORS[color] if isinstance(color, str) else color
             if self._random is not None:
                 shift = self._random.uniform(-COLOR_SPREAD, COLOR_SPREAD, 3).tolist()
+                shift = [shift[0]] * 3 if color == CLAY else shift  # clay stays gray
                 red, green, blue = (_clip(value + d) for value, d in zip((red, green, blue), shift, strict=True))
             self._shades[color] = (red, green, blue)
         return self._shades[color]

@@ -1,4 +1,4 @@
-"""Parts of shapes: what a part is, how a sketch puts them down, how large they are. Pure Python, fast enough for training.
+"""Parts of shapes: what a part is, and how a sketch puts solids down. Pure Python, fast enough for training.
 
 A part is a primitive solid in its own frame (axis z), then turned by `rotation` (its columns are the part's axes in the
 shape's frame) and moved to `center`. `size` by kind, all half lengths:
@@ -10,9 +10,8 @@ shape's frame) and moved to `center`. `size` by kind, all half lengths:
     bowl       radius, height of the rim above the center, half thickness; open towards +z
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 import math
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
