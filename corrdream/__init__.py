@@ -1,1 +1,42 @@
-"""Text to 3D by score distillation with cross-view correspondences."""
+"""Text to 3D by score distillation with cross-view correspondences. Importing this costs no torch."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from corrdream.checkpoint import CheckpointError as CheckpointError
+    from corrdream.config import Config as Config
+    from corrdream.config import ConfigError as ConfigError
+    from corrdream.config import config_to_dict as config_to_dict
+    from corrdream.config import load_config as load_config
+    from corrdream.config import save_config as save_config
+    from corrdream.engine import build as build
+    from corrdream.engine import build_prior as build_prior
+    from corrdream.engine import check_prompt as check_prompt
+    from corrdream.engine import identity as identity
+    from corrdream.runs import RunError as RunError
+    from corrdream.runs import check_folder as check_folder
+    from corrdream.runs import finish_run as finish_run
+    from corrdream.runs import grade as grade
+    from corrdream.runs import open_run as open_run
+    from corrdream.trainer import Report as Report
+    from corrdream.trainer import Trainer as Trainer
+    from corrdream.trainer import TrainingDivergedError as TrainingDivergedError
+
+_HOMES = {
+    "config": ("Config", "ConfigError", "config_to_dict", "load_config", "save_config"),
+    "engine": ("build", "build_prior", "check_prompt", "identity"),
+    "runs": ("RunError", "check_folder", "finish_run", "grade", "open_run"),
+    "checkpoint": ("CheckpointError",),
+    "trainer": ("Report", "Trainer", "TrainingDivergedError"),
+}
+_MODULE_OF = {name: f"corrdream.{module}" for module, names in _HOMES.items() for name in names}
+
+__all__ = [name for names in _HOMES.values() for name in names]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'corrdream' has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF[name]), name)

@@ -51,10 +51,10 @@ class RunFolder:
         """Sheet of the training views at a step."""
         return self.path / "previews" / f"step-{step:06d}.png"
 
-    def append_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Adds one line a row."""
+    def append_metrics(self, row: Mapping[str, float]) -> None:
+        """Adds one line."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(dict(row)) + "\n" for row in rows)
+            file.write(json.dumps(dict(row)) + "\n")
 
     def read_metrics(self) -> list[dict[str, float]]:
         """All rows; a last line that was cut short is left out."""

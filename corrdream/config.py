@@ -109,8 +109,17 @@ class FieldConfig:
     density_blob: Literal["magic3d", "dreamfusion", "constant"] = "magic3d"
     density_blob_scale: float = 10.0
     density_blob_std: float = 0.5
-    normal: Literal["analytic", "finite_difference", "none"] = "finite_difference"
-    finite_difference_eps: float = 0.02
+    # grid_difference needs the dense grid, predicted the hash grid; the released finite differences point inwards
+    normal: Literal[
+        "analytic",
+        "finite_difference",
+        "finite_difference_released",
+        "finite_difference_laplacian",
+        "grid_difference",
+        "predicted",
+        "none",
+    ] = "grid_difference"
+    finite_difference_eps: float = 0.02  # world units; not of grid_difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +127,12 @@ class BackgroundConfig:
     """What is seen where the object is not."""
 
     kind: Literal["network", "solid"] = "solid"
-    color: tuple[float, float, float] = (
-        1.0,
-        1.0,
-        1.0,
-    )  # of a solid background, and at evaluation
+    color: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of a solid background, and at evaluation
     random_prob: float = 1.0  # probability that a rendering gets a uniformly random color instead
     random_shared: bool = True  # one random color for the whole batch, or one a view
-    num_frequencies: int = 3  # of the network's direction encoding
+    direction_encoding: Literal["frequency", "spherical_harmonics"] = "spherical_harmonics"  # of the network
+    num_frequencies: int = 3
+    spherical_harmonics_degree: int = 3
     hidden_width: int = 16
 
 
@@ -305,33 +312,26 @@ def _layers(files: Sequence[str | Path], overrides: Sequence[str] | Mapping[str,
         except (OSError, YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"configuration file {path} cannot be read: {_explain(error)}") from error
         layers.append((OmegaConf.to_container(loaded), str(path)))
-    items = list(overrides.items()) if isinstance(overrides, Mapping) else [_split_override(text) for text in overrides]
+    items = list(overrides.items()) if isinstance(overrides, Mapping) else [_parse_override(text) for text in overrides]
     for key, value in items:
         dotted = OmegaConf.create({})
         try:
-            if isinstance(value, _RawOverride):
-                OmegaConf.update(
-                    dotted,
-                    key,
-                    OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"],
-                )
-            else:
-                OmegaConf.update(dotted, key, value)
-        except (OmegaConfBaseException, YAMLError) as error:
+            OmegaConf.update(dotted, key, value)
+        except OmegaConfBaseException as error:
             raise ConfigError(f"override {key}={value}: {_explain(error)}") from error
         layers.append((OmegaConf.to_container(dotted), f"override {key}"))
     return layers
 
 
-class _RawOverride(str):
-    """The text right of `key=`, still to be parsed as YAML."""
-
-
-def _split_override(text: str) -> tuple[str, "_RawOverride"]:
+def _parse_override(text: str) -> tuple[str, Any]:
+    """(dotted key, value) of `key=value`, the value read as YAML."""
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {text!r} must have the form key=value.")
-    return key, _RawOverride(value)
+    try:
+        return key, OmegaConf.to_container(OmegaConf.create(f"- {value}"))[0]  # type: ignore[index]  # a one-entry list
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"override {text!r} is not YAML: {_explain(error)}") from error
 
 
 def _whole_schedules(node: Any) -> Any:

@@ -9,3 +9,20 @@ REFERENCES = Path(__file__).parent / "references"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", type=Path, default=REFERENCES, help="directory of reference data to compare with")
+
+
+@pytest.fixture(scope="session")
+def tiny_prior_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the built-in prior's own class at a tiny size (16 px images), random from a fixed seed."""
+    import torch
+
+    from corrdream.blocks.grammar import words
+    from corrdream.prior.blocks import BlocksNetworks, BlocksShape, save_blocks_weights
+
+    shape = BlocksShape(latent_size=8, channels=(32, 32), heads=(1, 1), attention=(False, True), text_width=32, text_layers=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        networks = BlocksNetworks(shape, words())
+    path = tmp_path_factory.mktemp("prior") / "tiny.safetensors"
+    save_blocks_weights(path, networks, networks.state_dict())
+    return path

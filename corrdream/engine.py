@@ -1,0 +1,211 @@
+"""Composition root: builds every part from the configuration, opens run folders. The only reader of `kind` fields."""
+
+from pathlib import Path
+from typing import assert_never
+
+import torch
+from torch import nn
+
+from corrdream.checkpoint import fingerprint, sources_fingerprint
+from corrdream.config import Config, ConfigError, config_to_dict
+from corrdream.correspondence import StreamedMatching
+from corrdream.field import (
+    DenseGrid,
+    FrequencyEncoding,
+    HashGrid,
+    NetworkBackground,
+    RadianceField,
+    SolidBackground,
+    SphericalHarmonics,
+)
+from corrdream.interfaces import Encoding, MultiviewPrior
+from corrdream.prior.blocks import WEIGHTS, BlocksPrior, blocks_fingerprint, check_words
+from corrdream.rendering import OccupancyGrid, TorchMarching, sampling_step
+from corrdream.trainer import Scene, Trainer
+
+
+def pick_device(config: Config) -> torch.device:
+    """The device that `device` names; auto takes a GPU when there is one."""
+    match config.device:
+        case "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        case "cuda":
+            if not torch.cuda.is_available():
+                raise ConfigError("device=cuda, but torch sees no CUDA device; use device=auto or device=cpu.")
+            return torch.device("cuda")
+        case "cpu":
+            return torch.device("cpu")
+        case _:
+            assert_never(config.device)
+
+
+def build_prior(config: Config, device: torch.device | None = None) -> MultiviewPrior:
+    """The frozen prior, on its device."""
+    device = device or pick_device(config)
+    match config.prior.kind:
+        case "blocks":
+            return BlocksPrior.load(device, path=_weights(config))
+        case _:
+            assert_never(config.prior.kind)
+
+
+def _weights(config: Config) -> Path:
+    """The built-in prior's weights file."""
+    path = Path(config.prior.checkpoint) if config.prior.checkpoint else WEIGHTS
+    if not path.is_file():
+        raise ConfigError(f"prior.checkpoint={path} does not exist; leave it empty for the weights that ship.")
+    return path
+
+
+def check_prompt(config: Config) -> None:
+    """ConfigError unless the prior can express the prompt."""
+    match config.prior.kind:
+        case "blocks":
+            for key, prompt in (("prompt", config.prompt), ("negative_prompt", config.negative_prompt)):
+                try:
+                    check_words(prompt, _weights(config))
+                except ValueError as error:
+                    raise ConfigError(f"{key}={prompt!r}: {error}") from error
+        case _:
+            assert_never(config.prior.kind)
+
+
+def identity(config: Config) -> str:
+    """Identifies a run's result: its resolved configuration, corrdream's sources and the prior's weights."""
+    plain = config_to_dict(config)
+    del plain["output"]
+    return fingerprint([plain, sources_fingerprint(), _prior_fingerprint(config)])
+
+
+def _prior_fingerprint(config: Config) -> str:
+    match config.prior.kind:
+        case "blocks":
+            return blocks_fingerprint(_weights(config))
+        case _:
+            assert_never(config.prior.kind)
+
+
+def build(config: Config, *, prior: MultiviewPrior | None = None, device: torch.device | None = None) -> Trainer:
+    """A trainer at step 0; give `prior` to share one that is loaded."""
+    device = device or pick_device(config)
+    check_prompt(config)
+    prior = prior or build_prior(config, device)
+    _check_against_prior(config, prior)
+    generator = torch.Generator().manual_seed(config.seed)
+    scene = build_scene(config, generator).to(device)
+    marching = TorchMarching(
+        occupancy=scene.occupancy,
+        prune=config.rendering.prune,
+        alpha_threshold=config.rendering.alpha_threshold,
+        early_stop_transmittance=config.rendering.early_stop_transmittance,
+    )
+    return Trainer(
+        config=config,
+        prior=prior,
+        scene=scene,
+        marching=marching,
+        matching=StreamedMatching(),
+        optimizer=build_optimizer(config, scene),
+        device=device,
+    )
+
+
+def _check_against_prior(config: Config, prior: MultiviewPrior) -> None:
+    """What only the loaded prior knows."""
+    sizes = config.cameras.batch_size
+    for size in sizes.values if not isinstance(sizes, int | float) else [sizes]:
+        if size % prior.num_views:
+            raise ConfigError(
+                f"cameras.batch_size must be a multiple of the prior's {prior.num_views} views, got {size}."
+            )
+
+
+def build_scene(config: Config, generator: torch.Generator) -> Scene:
+    """Field, background and occupancy at their initial values."""
+    return Scene(
+        field=build_field(config, generator),
+        background=build_background(config, generator),
+        occupancy=OccupancyGrid(
+            radius=config.field.radius,
+            resolution=config.rendering.occupancy_resolution,
+            step_size=sampling_step(config.field.radius, config.rendering.num_samples_per_ray),
+            update_every=config.rendering.occupancy_update_every,
+            warmup_steps=config.rendering.occupancy_warmup_steps,
+            decay=config.rendering.occupancy_decay,
+            threshold=config.rendering.occupancy_threshold,
+        ),
+    )
+
+
+def build_field(config: Config, generator: torch.Generator) -> RadianceField:
+    """Density and albedo, blob-shaped at first."""
+    encoding: Encoding
+    match config.field.encoding:
+        case "hash_grid":
+            grid = config.field.hash_grid
+            encoding = HashGrid(
+                num_levels=grid.num_levels,
+                features_per_level=grid.features_per_level,
+                log2_table_size=grid.log2_table_size,
+                base_resolution=grid.base_resolution,
+                growth=grid.growth,
+                generator=generator,
+            )
+        case "dense_grid":
+            encoding = DenseGrid(resolutions=config.field.dense_grid.resolutions, num_channels=4)
+        case _:
+            assert_never(config.field.encoding)
+    return RadianceField(
+        encoding=encoding,
+        radius=config.field.radius,
+        hidden_width=config.field.hidden_width,
+        num_hidden_layers=config.field.num_hidden_layers,
+        density_activation=config.field.density_activation,
+        density_blob=config.field.density_blob,
+        density_blob_scale=config.field.density_blob_scale,
+        density_blob_std=config.field.density_blob_std,
+        normal=config.field.normal,
+        finite_difference_eps=config.field.finite_difference_eps,
+        generator=generator,
+    )
+
+
+def build_background(config: Config, generator: torch.Generator) -> nn.Module:
+    """What is behind the object."""
+    match config.background.kind:
+        case "network":
+            return NetworkBackground(
+                encoding=build_direction_encoding(config),
+                hidden_width=config.background.hidden_width,
+                generator=generator,
+            )
+        case "solid":
+            return SolidBackground(color=config.background.color)
+        case _:
+            assert_never(config.background.kind)
+
+
+def build_direction_encoding(config: Config) -> Encoding:
+    """What the background network sees of a direction."""
+    match config.background.direction_encoding:
+        case "frequency":
+            return FrequencyEncoding(num_frequencies=config.background.num_frequencies)
+        case "spherical_harmonics":
+            return SphericalHarmonics(degree=config.background.spherical_harmonics_degree)
+        case _:
+            assert_never(config.background.direction_encoding)
+
+
+def build_optimizer(config: Config, scene: Scene) -> torch.optim.Optimizer:
+    """AdamW with the learning rates of the field's encoding, its networks, and the background."""
+    groups = [
+        {"params": list(scene.field.encoding_parameters()), "lr": config.optimizer.encoding_lr},
+        {"params": list(scene.field.network_parameters()), "lr": config.optimizer.network_lr},
+        {"params": list(scene.background.parameters()), "lr": config.optimizer.background_lr},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
+        weight_decay=config.optimizer.weight_decay,
+    )

@@ -1,0 +1,373 @@
+"""The training step and the loop around it. Builds nothing: `engine.build` hands the parts over."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from corrdream.artifacts import RunFolder, preview_sheet, write_picture
+from corrdream.camera_sampling import sample_multiview_cameras
+from corrdream.cameras import orbit_cameras, shift_azimuth
+from corrdream.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_path,
+    optimizer_tensors,
+    prune_checkpoints,
+    restore_optimizer,
+    save_checkpoint,
+)
+from corrdream.config import Config, config_to_dict
+from corrdream.correspondence import correspondence_loss
+from corrdream.diffusion import add_noise
+from corrdream.field import RadianceField
+from corrdream.guidance import score_distillation
+from corrdream.interfaces import Marching, Matching, MultiviewPrior
+from corrdream.losses import regularization_losses
+from corrdream.rendering import OccupancyGrid, draw_appearance, render
+from corrdream.settings import StepSettings, correspondence_settings, settings_at
+from corrdream.structures import Appearance, CameraBatch, LightBatch, RenderOutput
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss or its gradient is not finite; the last checkpoint is still good."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Where a run stands after a stretch of steps."""
+
+    step: int
+    max_steps: int
+    seconds: float  # spent in this stretch
+    metrics: Mapping[str, float]  # of the last step
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has taken all its steps."""
+        return self.step >= self.max_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Everything random about one rendering of all views; sharing it makes two renderings differ by the cameras only."""
+
+    appearance: Appearance
+    jitter: Float[Tensor, " N"] | None
+    with_normals: bool
+
+
+class Scene(nn.Module):
+    """All that is trained, and the occupancy that follows it; its state dict is what a checkpoint keeps."""
+
+    def __init__(self, *, field: RadianceField, background: nn.Module, occupancy: OccupancyGrid) -> None:
+        super().__init__()
+        self.field = field
+        self.background = background
+        self.occupancy = occupancy
+
+
+class Trainer:
+    """One run: the parts, the step, and the state that a checkpoint holds."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        prior: MultiviewPrior,
+        scene: Scene,
+        marching: Marching,
+        matching: Matching,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.prior = prior
+        self.scene = scene
+        self.marching = marching
+        self.matching = matching
+        self.optimizer = optimizer
+        self.device = device
+        self.step = 0
+        # On the CPU whatever the device, so that a seed means the same cameras, lights and noise everywhere.
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+        self.text = prior.encode_text([config.prompt, config.negative_prompt]).to(device)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has taken all its steps."""
+        return self.step >= self.config.max_steps
+
+    def train_step(self) -> dict[str, float]:
+        """One optimizer step; returns what to log of it."""
+        settings = settings_at(self.config, self.step, self.prior.num_views)
+        cameras, lights = sample_multiview_cameras(settings.cameras, self.generator, self.device)
+        self.scene.occupancy.update(self.scene.field.density, self.step, self.generator)
+        with self.autocast():
+            look = self.draw_look(settings)
+            images = self.render(cameras, lights, look)
+            losses = regularization_losses(images, self.scene.field, settings.loss_weights)
+            if settings.is_correspondence_step:
+                terms, metrics = self.correspondence_losses(images, cameras, lights, look, settings)
+            else:
+                terms, metrics = self.guidance_losses(images, cameras, settings)
+            losses |= terms
+            loss = weighted_sum(losses, settings.loss_weights)
+        metrics["grad_norm"] = self.update(loss)
+        self.step += 1
+        return summarize(losses, loss, metrics, images, settings)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Half precision where the configuration asks for it."""
+        dtype = getattr(torch, self.config.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def draw_look(self, settings: StepSettings) -> Look:
+        """Everything random about one rendering of all views."""
+        cameras = settings.cameras
+        num_rays = cameras.batch_size * cameras.resolution**2
+        appearance = draw_appearance(
+            settings.appearance, num_images=cameras.batch_size, generator=self.generator, device=self.device
+        )
+        stratified = self.config.rendering.stratified
+        return Look(
+            appearance=appearance,
+            jitter=torch.rand(num_rays, generator=self.generator).to(self.device) if stratified else None,
+            with_normals=settings.loss_weights["orientation"] > 0,
+        )
+
+    def render(self, cameras: CameraBatch, lights: LightBatch, look: Look) -> RenderOutput:
+        """The scene as it is now."""
+        return render(
+            cameras,
+            lights,
+            look.appearance,
+            field=self.scene.field,
+            background=self.scene.background,
+            marching=self.marching,
+            jitter=look.jitter,
+            with_normals=look.with_normals,
+        )
+
+    def guidance_losses(
+        self, images: RenderOutput, cameras: CameraBatch, settings: StepSettings
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Score distillation from the prior, at one timestep for the whole batch; the loss and what to log."""
+        latents = self.prior.encode_images(images.rgb)
+        low, high = settings.timestep_range
+        timestep = torch.randint(low, high + 1, (), generator=self.generator).to(self.device)
+        guidance = score_distillation(
+            latents,
+            noise=self.draw_noise(latents),
+            timestep=timestep,
+            prior=self.prior,
+            text=self.text,
+            c2w=cameras.c2w,
+            guidance_scale=settings.guidance_scale,
+            guidance_rescale=settings.guidance_rescale,
+        )
+        return {"sds": guidance.loss}, {
+            "guidance/timestep": timestep,
+            "guidance/std_ratio": guidance.std_ratio.mean(),
+            "guidance/grad_norm": guidance.grad_norm,
+        }
+
+    def correspondence_losses(
+        self, images: RenderOutput, cameras: CameraBatch, lights: LightBatch, look: Look, settings: StepSettings
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Agreement of the depths with the matches between the views and their azimuth-shifted twins."""
+        config = self.config.correspondence
+        twin_cameras, twin_lights = shift_azimuth(cameras, lights, self.draw_shift(len(cameras.c2w)))
+        twin_look = look if config.appearance == "shared" else self.draw_look(settings)
+        with torch.set_grad_enabled(config.direction == "both"):
+            twin = self.render(twin_cameras, twin_lights, twin_look)
+        source_features, target_features = self.twin_features(images, twin, cameras, twin_cameras)
+        output = correspondence_loss(
+            images,
+            twin,
+            cameras,
+            twin_cameras,
+            source_features=source_features,
+            target_features=target_features,
+            matching=self.matching,
+            settings=correspondence_settings(config),
+            generator=self.generator,
+        )
+        matches = sum(len(matches.view) for matches in output.matches)
+        return {"correspondence": output.loss}, {
+            "correspondence/matches": output.loss.new_tensor(matches),
+            "correspondence/residual": output.residual,
+        }
+
+    @torch.no_grad()
+    def twin_features(
+        self, images: RenderOutput, twin: RenderOutput, cameras: CameraBatch, twin_cameras: CameraBatch
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The prior's text-conditioned activations for both view sets, under the same noise."""
+        config = self.config.correspondence
+        latents = self.prior.encode_images(torch.cat([images.rgb, twin.rgb]))
+        noise = self.draw_noise(latents[: len(latents) // 2])
+        timestep = torch.tensor(config.timestep, device=self.device)
+        noisy = add_noise(latents, torch.cat([noise, noise]), self.prior.alphas_cumprod[timestep].to(latents))
+        features = self.prior.features(
+            noisy,
+            timestep.expand(len(noisy)),
+            text=self.text[:1].expand(len(noisy), -1, -1),
+            c2w=torch.cat([cameras.c2w, twin_cameras.c2w]),
+            blocks=config.feature_blocks,
+        )
+        halves = [feature.chunk(2) for feature in features]
+        return [source for source, _ in halves], [target for _, target in halves]
+
+    def draw_shift(self, batch_size: int) -> Float[Tensor, " B"]:
+        """Azimuth from each view to its twin, radians."""
+        config = self.config.correspondence
+        low, high = config.shift_range
+        match config.shift:
+            case "positive_integer":
+                shift = torch.randint(int(low), int(high) + 1, (1,), generator=self.generator).expand(batch_size)
+            case "signed":
+                draws = torch.rand(2, batch_size // self.prior.num_views, generator=self.generator)
+                magnitude = low + draws[0] * (high - low)
+                signed = torch.where(draws[1] < 0.5, -magnitude, magnitude)
+                shift = signed.repeat_interleave(self.prior.num_views)
+            case _:
+                assert_never(config.shift)
+        return torch.deg2rad(shift.float()).to(self.device)
+
+    def draw_noise(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        """Standard normal noise from the run's own generator."""
+        return torch.randn(latents.shape, generator=self.generator).to(latents)
+
+    @torch.no_grad()
+    def render_evaluation(self, cameras: CameraBatch) -> RenderOutput:
+        """The scene unshaded on the evaluation background, with normals, ray by ray without jitter."""
+        count = len(cameras.c2w)
+        background = torch.tensor(self.config.background.color, device=self.device).expand(count, 3)
+        shading = self.config.shading
+        appearance = Appearance(
+            mode="albedo", ambient=shading.ambient_color, diffuse=shading.diffuse_color, background=background
+        )
+        position = cameras.c2w[:, :3, 3]
+        lights = LightBatch(position=position, offset=torch.zeros_like(position), distance=cameras.distance)
+        return self.render(cameras, lights, Look(appearance=appearance, jitter=None, with_normals=True))
+
+    def preview(self) -> RenderOutput:
+        """Four evaluation views of the scene as it is."""
+        cameras = self.config.cameras
+        size = self.config.output.preview_size
+        return self.render_evaluation(
+            orbit_cameras(
+                4,
+                elevation_deg=cameras.eval_elevation,
+                distance=cameras.eval_distance,
+                fovy_deg=cameras.eval_fovy,
+                height=size,
+                width=size,
+                device=self.device,
+            )
+        )
+
+    def update(self, loss: Tensor) -> Tensor:
+        """Backward and one optimizer step; returns the gradient's norm."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self.scene.parameters() if parameter.grad is not None]
+        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        if not self.scaler.is_enabled() and not bool(torch.isfinite(grad_norm)):  # sync
+            raise TrainingDivergedError(
+                f"step {self.step}: the gradient is not finite (loss {loss.item():.4g}); lower "
+                "guidance.guidance_rescale or guidance.guidance_scale. The last checkpoint is still good."
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return grad_norm
+
+    def fit(
+        self,
+        run: RunFolder,
+        *,
+        seconds: float | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Report:
+        """Steps until the run is finished, `seconds` have passed or `should_stop` says so; keeps the folder up to date.
+
+        Checkpoints every `output.checkpoint_every` steps, at the end, and when it was told to stop.
+        """
+        start = time.monotonic()
+        metrics: dict[str, float] = {}
+        while not self.finished and (seconds is None or time.monotonic() - start < seconds):
+            if should_stop is not None and should_stop():
+                self.save_to(run)
+                break
+            begun = time.monotonic()
+            metrics = self.train_step()
+            metrics = {"step": self.step, "seconds": time.monotonic() - begun} | metrics
+            run.append_metrics(metrics)
+            output = self.config.output
+            if output.preview_every and self.step % output.preview_every == 0:
+                write_picture(run.preview(self.step), preview_sheet(self.preview()))
+            if self.step % output.checkpoint_every == 0 or self.finished:
+                self.save_to(run)
+        spent = time.monotonic() - start
+        return Report(step=self.step, max_steps=self.config.max_steps, seconds=spent, metrics=metrics)
+
+    def save_to(self, run: RunFolder) -> None:
+        """Writes this step's checkpoint into the run's folder and drops the oldest."""
+        self.save(checkpoint_path(run.checkpoints, self.step))
+        prune_checkpoints(run.checkpoints, self.config.output.checkpoint_keep)
+
+    def save(self, path: Path) -> None:
+        """Writes everything that the next step depends on."""
+        tensors = {f"scene/{name}": value for name, value in self.scene.state_dict().items()}
+        tensors |= optimizer_tensors(self.optimizer)
+        tensors["generator"] = self.generator.get_state()
+        info = {
+            "config": config_to_dict(self.config),
+            "prior": self.prior.fingerprint,
+            "scaler": self.scaler.state_dict(),
+        }
+        save_checkpoint(path, step=self.step, tensors=tensors, info=info)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Goes to the checkpoint's step, so that the next step is the one that would have followed."""
+        scene = {name.removeprefix("scene/"): v for name, v in checkpoint.tensors.items() if name.startswith("scene/")}
+        try:
+            self.scene.load_state_dict(scene)
+            restore_optimizer(self.optimizer, checkpoint.tensors)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit this configuration: {error}") from error
+        self.generator.set_state(checkpoint.tensors["generator"])
+        self.scaler.load_state_dict(checkpoint.info["scaler"])
+        self.step = checkpoint.step
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The total loss; each term is looked up by name among the weights."""
+    return torch.stack([weights[name] * loss.float() for name, loss in losses.items()]).sum()
+
+
+def summarize(
+    losses: Mapping[str, Tensor],
+    loss: Tensor,
+    metrics: Mapping[str, Tensor],
+    images: RenderOutput,
+    settings: StepSettings,
+) -> dict[str, float]:
+    """A step's figures under stable names."""
+    tensors = {f"loss/{name}": value for name, value in losses.items()}
+    tensors |= {"loss/total": loss, **metrics, "opacity": images.opacity.mean()}
+    figures = {name: float(value.detach()) for name, value in tensors.items()}  # sync
+    return figures | {
+        "samples": float(len(images.weights)),
+        "guidance/scale": settings.guidance_scale,
+        "guidance/rescale": settings.guidance_rescale,
+    }
