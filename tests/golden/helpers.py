@@ -34,3 +34,11 @@ def assert_relative(actual: Tensor, expected: np.ndarray, tolerance: float, name
     """Largest difference at most `tolerance` times the largest magnitude of the reference."""
     scale = float(np.abs(expected).max()) if expected.size else 0.0
     assert_absolute(actual, expected, tolerance * max(scale, float(np.finfo(np.float32).tiny)), name)
+
+
+def assert_norm(actual: Tensor, expected: np.ndarray, tolerance: float, name: str) -> None:
+    """Norm of the difference at most `tolerance` times the norm of the reference."""
+    reference = tensor(expected).double()
+    assert actual.shape == reference.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(reference.shape)}"
+    off = ((actual.detach().double() - reference).norm() / reference.norm()).item()
+    assert off <= tolerance, f"{name}: off by {off:.3g} of its norm, tolerance {tolerance:.3g}"

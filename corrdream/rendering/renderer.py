@@ -1,0 +1,166 @@
+"""Images of a radiance field: march, evaluate, shade, composite. Knows no loss.
+
+Symbols: B views of H x W pixels, N = B H W rays row-major, S samples sorted by ray, t the distance along the unit ray.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from corrdream.cameras import camera_rays
+from corrdream.interfaces import Background, Field, Marching
+from corrdream.rendering.shading import shade
+from corrdream.rendering.volume import accumulate, render_weights
+from corrdream.structures import Appearance, CameraBatch, LightBatch, RayBundle, RaySamples, RenderOutput
+
+
+def render(
+    cameras: CameraBatch,
+    lights: LightBatch,
+    appearance: Appearance,
+    *,
+    field: Field,
+    background: Background,
+    marching: Marching,
+    jitter: Float[Tensor, " N"] | None,
+    with_normals: bool,
+) -> RenderOutput:
+    """All views at once, differentiable in field and background; normals if asked for or if the shading needs them."""
+    shape = (len(cameras.c2w), cameras.height, cameras.width)
+    return render_rays(
+        camera_rays(cameras),
+        shape,
+        lights,
+        appearance,
+        field=field,
+        background=background,
+        marching=marching,
+        jitter=jitter,
+        with_normals=with_normals,
+    )
+
+
+def render_rays(
+    rays: RayBundle,
+    shape: tuple[int, int, int],
+    lights: LightBatch,
+    appearance: Appearance,
+    *,
+    field: Field,
+    background: Background,
+    marching: Marching,
+    jitter: Float[Tensor, " N"] | None,
+    with_normals: bool,
+) -> RenderOutput:
+    """The same from rays of B x H x W pixels; a scene without any sample shows the background."""
+    samples = marching.sample(rays, density=field.density, jitter=jitter)
+    ray = samples.ray_indices
+    num_views, height, width = shape
+    middle = (samples.t_starts + samples.t_ends) / 2
+    direction = rays.directions[ray]
+    points = torch.addcmul(rays.origins[ray], direction, middle[:, None])
+    scene = field(points, with_normal=with_normals or appearance.mode != "albedo")
+    color = shade(
+        scene.albedo,
+        scene.normal,
+        points=points,
+        light_position=lights.position[ray // (height * width)],
+        appearance=appearance,
+    )
+    weights, _, _ = render_weights(scene.density, samples, num_views * height * width)
+    columns = [torch.ones_like(middle)[:, None], middle[:, None], color]
+    columns += [] if scene.normal is None else [scene.normal]
+    sums = accumulate(weights[:, None] * torch.cat(columns, dim=1), ray, num_views * height * width)
+    opacity, distance, foreground, normal = sums[:, :1], sums[:, 1:2], sums[:, 2:5], sums[:, 5:]
+    behind = _behind(appearance, background, rays, height * width)
+    deviation = weights * (middle - distance.squeeze(1)[ray]) ** 2
+    return RenderOutput(
+        rgb=(foreground + behind * (1 - opacity)).unflatten(0, shape),
+        opacity=opacity.squeeze(1).unflatten(0, shape),
+        distance=distance.squeeze(1).unflatten(0, shape),
+        z_variance=accumulate(deviation[:, None], ray, len(rays.origins)).squeeze(1).unflatten(0, shape),
+        normal=None if scene.normal is None else (F.normalize(normal, dim=-1) * opacity).unflatten(0, shape),
+        samples=samples,
+        weights=weights,
+        sample_normal=scene.normal,
+        sample_direction=direction,
+    )
+
+
+@torch.no_grad()
+def render_image(
+    cameras: CameraBatch,
+    lights: LightBatch,
+    appearance: Appearance,
+    *,
+    field: Field,
+    background: Background,
+    marching: Marching,
+    with_normals: bool,
+    chunk: int = 65536,
+) -> RenderOutput:
+    """For evaluation: no gradient, no jitter, at most `chunk` rays at a time, so that size does not cost memory."""
+    rays, rays_per_view = camera_rays(cameras), cameras.height * cameras.width
+    parts = []
+    for start in range(0, len(rays.origins), chunk):
+        view = torch.arange(start, min(start + chunk, len(rays.origins)), device=rays.origins.device) // rays_per_view
+        parts.append(
+            render_rays(
+                RayBundle(origins=rays.origins[start:][:chunk], directions=rays.directions[start:][:chunk]),
+                (len(view), 1, 1),
+                _of_views(lights, view),
+                _behind_views(appearance, view),
+                field=field,
+                background=background,
+                marching=marching,
+                jitter=None,
+                with_normals=with_normals,
+            )
+        )
+    return _join(parts, (len(cameras.c2w), cameras.height, cameras.width), chunk)
+
+
+def _of_views(lights: LightBatch, view: Int[Tensor, " N"]) -> LightBatch:
+    return LightBatch(position=lights.position[view], offset=lights.offset[view], distance=lights.distance[view])
+
+
+def _behind_views(appearance: Appearance, view: Int[Tensor, " N"]) -> Appearance:
+    return appearance if appearance.background is None else replace(appearance, background=appearance.background[view])
+
+
+def _join(parts: Sequence[RenderOutput], shape: tuple[int, int, int], chunk: int) -> RenderOutput:
+    """One output of the outputs of consecutive `chunk` rays, each of which was rendered as a view of one pixel."""
+
+    def image(values: Sequence[Tensor]) -> Tensor:
+        joined = torch.cat([value.flatten(0, 2) for value in values])
+        return joined.view(*shape, *joined.shape[1:])
+
+    shaded = parts[0].normal is not None
+    return RenderOutput(
+        rgb=image([part.rgb for part in parts]),
+        opacity=image([part.opacity for part in parts]),
+        distance=image([part.distance for part in parts]),
+        z_variance=image([part.z_variance for part in parts]),
+        normal=image([n for part in parts if (n := part.normal) is not None]) if shaded else None,
+        samples=RaySamples(
+            ray_indices=torch.cat([part.samples.ray_indices + index * chunk for index, part in enumerate(parts)]),
+            t_starts=torch.cat([part.samples.t_starts for part in parts]),
+            t_ends=torch.cat([part.samples.t_ends for part in parts]),
+        ),
+        weights=torch.cat([part.weights for part in parts]),
+        sample_normal=torch.cat([n for part in parts if (n := part.sample_normal) is not None]) if shaded else None,
+        sample_direction=torch.cat([part.sample_direction for part in parts]),
+    )
+
+
+def _behind(
+    appearance: Appearance, background: Background, rays: RayBundle, rays_per_view: int
+) -> Float[Tensor, "N 3"]:
+    """Color behind each ray."""
+    if appearance.background is None:
+        return background(rays.directions)
+    return appearance.background.to(rays.directions).repeat_interleave(rays_per_view, dim=0)
