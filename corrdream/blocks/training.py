@@ -99,7 +99,7 @@ class Training:
             timesteps=timesteps,
             diffusion_weight=weight,
             tokens=tokens.masked_fill(dropped[:, None], PADDING),
-            camera=normalize_camera(views.c2w),
+            camera=normalize_camera(views.cameras.c2w),
             mask=views.mask,
             position=views.position,
             source_image=source,

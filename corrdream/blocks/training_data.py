@@ -48,9 +48,9 @@ class ViewSets:
     """Rendered objects: B = O * 2 * V images, and what a trainer of features needs of their geometry."""
 
     images: Float[Tensor, "B H W 3"]
-    mask: Bool[Tensor, "B H W"]
-    position: Float[Tensor, "B H W 3"]  # world; where the mask is set
-    c2w: Float[Tensor, "B 4 4"]
+    mask: Bool[Tensor, "B H W"]  # of the pixels' centers
+    position: Float[Tensor, "B H W 3"]  # world, of what a pixel's center sees; where the mask is set
+    cameras: CameraBatch
 
 
 class ObjectStream(Dataset[Objects]):
@@ -96,11 +96,17 @@ def uniform(generator: torch.Generator, count: int, low: float, high: float) -> 
     return low + (high - low) * torch.rand(count, generator=generator, device=generator.device)
 
 
-def draw_cameras(generator: torch.Generator, num_objects: int, num_views: int, size: int) -> CameraBatch:
+def draw_cameras(
+    generator: torch.Generator,
+    num_objects: int,
+    num_views: int,
+    size: int,
+    twin_range: tuple[float, float] = TWIN_RANGE,
+) -> CameraBatch:
     """Cameras of every object's base set and of its twin."""
     start = uniform(generator, num_objects, 0, 2 * math.pi)
     side = torch.where(uniform(generator, num_objects, -1, 1) < 0, -1.0, 1.0)
-    turn = side * uniform(generator, num_objects, *_radians(TWIN_RANGE))
+    turn = side * uniform(generator, num_objects, *_radians(twin_range))
     views = torch.arange(num_views, device=generator.device) * (2 * math.pi / num_views)
     azimuth = (torch.stack([start, start + turn], dim=1)[:, :, None] + views).flatten()
     fovy = uniform(generator, num_objects, *_radians(FOVY_RANGE))
@@ -121,12 +127,19 @@ def draw_cameras(generator: torch.Generator, num_objects: int, num_views: int, s
 
 
 def render_view_sets(
-    shapes: PackedShapes, generator: torch.Generator, *, num_views: int, size: int, supersample: int
+    shapes: PackedShapes,
+    generator: torch.Generator,
+    *,
+    num_views: int,
+    size: int,
+    supersample: int,
+    twin_range: tuple[float, float] = TWIN_RANGE,
 ) -> ViewSets:
     """Base and twin sets of the objects, each object with a shading and a background of its own."""
     num_objects = len(shapes)
-    cameras = draw_cameras(generator, num_objects, num_views, size)
+    cameras = draw_cameras(generator, num_objects, num_views, size, twin_range)
     buffer = render_geometry(shapes, supersampled(cameras, supersample))
+    surface = buffer if supersample == 1 else render_geometry(shapes, cameras)
     ambient = uniform(generator, num_objects, *AMBIENT_RANGE)
     is_albedo = uniform(generator, num_objects, 0, 1) < ALBEDO_SHARE
     ambient = torch.where(is_albedo, 1.0, ambient)
@@ -145,9 +158,9 @@ def render_view_sets(
     colors = torch.where(buffer.mask[..., None], base * light, _every_view(background, num_views)[:, None, None])
     return ViewSets(
         images=box_average(colors, supersample),
-        mask=buffer.mask[:, ::supersample, ::supersample],
-        position=buffer.position[:, ::supersample, ::supersample],
-        c2w=cameras.c2w,
+        mask=surface.mask,
+        position=surface.position,
+        cameras=cameras,
     )
 
 
