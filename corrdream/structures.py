@@ -118,3 +118,12 @@ class Matches:
     source_xy: Int[Tensor, "M 2"]  # pixel indices in the source view
     target_xy: Float[Tensor, "M 2"]  # on the epipolar line, pixels of the target view
     confidence: Float[Tensor, " M"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorrespondenceOutput:
+    """The correspondence loss and what to log and show of it (detached)."""
+
+    loss: Float[Tensor, ""]
+    matches: tuple[Matches, ...]  # source to target views; then target to source, where both directions are used
+    residual: Float[Tensor, ""]  # median distance of match and reprojection, pixels; NaN without matches

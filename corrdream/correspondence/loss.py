@@ -1,0 +1,227 @@
+"""Cross-view correspondence loss: where the prior's features match, the rendered depths must agree.
+
+Symbols: B pairs of a source and a target view, S their side in pixels, M matches of all pairs together. `distance` is
+a rendering's, along the unit ray and not divided by opacity. Matches are constants; only the distance and the opacity
+at their source pixels receive a gradient. CorrespondentDream, arXiv:2404.10603; where the published code departs from
+right geometry, `CorrespondenceSettings` offers both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from corrdream.cameras import distance_to_depth
+from corrdream.correspondence.epipolar import (
+    EpipolarProjection,
+    EpipolarThresholdUnit,
+    apply,
+    containing_pixel,
+    epipolar_lines,
+    fundamental_matrices,
+    homogeneous,
+    inverse_intrinsics,
+    is_close,
+    is_inside,
+    max_distance,
+    pixel_centers,
+    project_matches,
+    relative_motion,
+)
+from corrdream.interfaces import Matching, Similarity
+from corrdream.structures import CameraBatch, CorrespondenceOutput, Matches, RenderOutput
+
+EPS = 1e-6  # as released: in both divisions of the projection and in the division by the number of matches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorrespondenceSettings:
+    """What a match is and what it costs; the configuration's `correspondence` section explains the choices."""
+
+    edge_kernel: int  # odd; side of the square over which opacity is averaged
+    opacity_threshold: float
+    epipolar_threshold: float
+    epipolar_threshold_unit: EpipolarThresholdUnit
+    epipolar_projection: EpipolarProjection
+    max_matches: int  # candidates an image
+    confidence: Literal["raw", "normalized"]
+    huber_delta: float  # pixels
+    depth_convention: Literal["ray_length", "z_depth"]
+    depth_normalization: Literal["none", "opacity"]
+    direction: Literal["forward", "both"]
+    reduction: Literal["sum", "mean"]
+
+
+def correspondence_loss(
+    source: RenderOutput,
+    target: RenderOutput,
+    source_cameras: CameraBatch,
+    target_cameras: CameraBatch,
+    *,
+    source_features: Sequence[Tensor],
+    target_features: Sequence[Tensor],
+    matching: Matching,
+    settings: CorrespondenceSettings,
+    generator: torch.Generator,
+) -> CorrespondenceOutput:
+    """The loss of two view sets, in one direction or both; features are [B, C_k, h_k, w_k], one a layer.
+
+    With direction `both` the pairs count twice, once each way, and the target rendering needs its graph too.
+    """
+    forward = matching.similarity(source_features, target_features, size=source.opacity.shape[1])
+    directions: list[tuple[Similarity, RenderOutput, RenderOutput, CameraBatch, CameraBatch]]
+    directions = [(forward, source, target, source_cameras, target_cameras)]
+    if settings.direction == "both":
+        directions.append((forward.transposed(), target, source, target_cameras, source_cameras))
+    losses, all_matches, all_errors = [], [], []
+    for similarity, seen, other, cameras, other_cameras in directions:
+        matches = find_matches(
+            similarity, seen.opacity, other.opacity, cameras, other_cameras, settings=settings, generator=generator
+        )
+        depth = match_depths(matches, seen.distance, seen.opacity, cameras, settings=settings)
+        errors = reproject(matches, depth, cameras, other_cameras)[0] - matches.target_xy
+        losses.append(match_loss(matches, errors, num_views=len(seen.opacity), settings=settings))
+        all_matches.append(matches)
+        all_errors.append(errors.detach())
+    total = torch.stack(losses)
+    return CorrespondenceOutput(
+        loss=total.sum() if settings.reduction == "sum" else total.mean(),
+        matches=tuple(all_matches),
+        residual=match_residual(torch.cat(all_errors)),
+    )
+
+
+@torch.no_grad()
+def find_matches(
+    similarity: Similarity,
+    source_opacity: Float[Tensor, "B S S"],
+    target_opacity: Float[Tensor, "B S S"],
+    source: CameraBatch,
+    target: CameraBatch,
+    *,
+    settings: CorrespondenceSettings,
+    generator: torch.Generator,
+) -> Matches:
+    """Best targets of the opaque source pixels, moved to their epipolar lines, where these agree with the geometry.
+
+    A match is lost when its epipolar line is too far away, or the nearest point of that line is outside the image or
+    not opaque. Its confidence is the similarity with the pixel that contains this point.
+    """
+    size = source_opacity.shape[1]
+    source_is_opaque = smooth_opacity(source_opacity, settings.edge_kernel) > settings.opacity_threshold
+    target_is_opaque = smooth_opacity(target_opacity, settings.edge_kernel) > settings.opacity_threshold
+    view, pixel = source_is_opaque.flatten(1).nonzero().unbind(dim=1)  # sync
+    if size**2 > settings.max_matches:
+        chosen = random_subset(view, settings.max_matches, generator=generator)
+        view, pixel = view[chosen], pixel[chosen]
+    best, _ = similarity.best_target(view, pixel)
+    best_xy = pixel_centers(best, size, like=source.c2w)
+    lines = epipolar_lines(fundamental_matrices(source, target)[view], pixel_centers(pixel, size, like=best_xy))
+    on_line_xy = project_matches(lines, best_xy, width=size, projection=settings.epipolar_projection)
+    landing = containing_pixel(on_line_xy, width=size, height=size)
+    limit = max_distance(settings.epipolar_threshold, settings.epipolar_threshold_unit, size)
+    survives = is_close(best_xy, on_line_xy, limit) & is_inside(on_line_xy, width=size, height=size)
+    kept = (survives & target_is_opaque.flatten(1)[view, landing]).nonzero().squeeze(dim=1)  # sync
+    view, pixel = view[kept], pixel[kept]
+    confidence = similarity.at(view, pixel, landing[kept]).to(best_xy.dtype)
+    if settings.confidence == "normalized":
+        confidence = normalize_confidence(confidence, view, num_views=len(source_opacity))
+    source_xy = torch.stack([pixel % size, pixel // size], dim=1)
+    return Matches(view=view, source_xy=source_xy, target_xy=on_line_xy[kept], confidence=confidence)
+
+
+def smooth_opacity(opacity: Float[Tensor, "B S S"], kernel: int) -> Float[Tensor, "B S S"]:
+    """Mean over `kernel` x `kernel` pixels, zeros outside: pixels at the border of the image are never opaque."""
+    wide = opacity.to(torch.promote_types(opacity.dtype, torch.float32))
+    return F.avg_pool2d(wide[:, None], kernel, stride=1, padding=kernel // 2)[:, 0]
+
+
+def random_subset(view: Int[Tensor, " M"], limit: int, *, generator: torch.Generator) -> Int[Tensor, " K"]:
+    """Indices, ascending, of at most `limit` entries of each view, drawn at random; `view` is ascending."""
+    keys = torch.rand(len(view), generator=generator, device=generator.device, dtype=torch.float64)
+    order = (view + keys.to(view.device)).argsort()
+    rank = torch.arange(len(view), device=view.device) - torch.searchsorted(view, view)
+    return order[rank < limit].sort().values  # sync
+
+
+def normalize_confidence(
+    confidence: Float[Tensor, " M"], view: Int[Tensor, " M"], *, num_views: int
+) -> Float[Tensor, " M"]:
+    """Confidences clamped at zero and divided by the mean of their view."""
+    positive = confidence.clamp_min(0)
+    per_view = _sum_by_view(torch.stack([positive, torch.ones_like(positive)], dim=1), view, num_views)
+    mean = per_view[:, 0] / per_view[:, 1].clamp_min(1)
+    return positive / mean.clamp_min(torch.finfo(mean.dtype).tiny)[view]
+
+
+def match_depths(
+    matches: Matches,
+    distance: Float[Tensor, "B S S"],
+    opacity: Float[Tensor, "B S S"],
+    cameras: CameraBatch,
+    *,
+    settings: CorrespondenceSettings,
+) -> Float[Tensor, " M"]:
+    """The depth that a rendering gives to each match, as the settings understand its distance."""
+    column, row = matches.source_xy.unbind(dim=1)
+    length = distance[matches.view, row, column].to(cameras.c2w.dtype)
+    if settings.depth_normalization == "opacity":
+        accumulated = opacity[matches.view, row, column].to(length.dtype)
+        length = length / accumulated.clamp_min(torch.finfo(length.dtype).eps)
+    match settings.depth_convention:
+        case "ray_length":
+            return length
+        case "z_depth":
+            source_xy = matches.source_xy.to(length.dtype) + 0.5
+            return distance_to_depth(length, source_xy, cameras.intrinsics[matches.view])
+        case _:
+            assert_never(settings.depth_convention)
+
+
+def reproject(
+    matches: Matches, depth: Float[Tensor, " M"], source: CameraBatch, target: CameraBatch
+) -> tuple[Float[Tensor, "M 2"], Float[Tensor, " M"]]:
+    """Where, and at which depth, the target views see the source pixels' centres at their depth."""
+    view = matches.view
+    direction = apply(inverse_intrinsics(source.intrinsics)[view], homogeneous(matches.source_xy.to(depth.dtype) + 0.5))
+    motion = relative_motion(source, target)[view]
+    in_target = (apply(motion[:, :3, :3], depth[:, None] * direction) + motion[:, :3, 3]) / (1 + EPS)
+    projected = apply(target.intrinsics[view], in_target)
+    return projected[:, :2] / (projected[:, 2:] + EPS), in_target[:, 2]
+
+
+def match_loss(
+    matches: Matches, errors: Float[Tensor, "M 2"], *, num_views: int, settings: CorrespondenceSettings
+) -> Float[Tensor, ""]:
+    """Confidence-weighted Huber loss of `errors`, reprojection minus match in pixels.
+
+    Averaged over both coordinates of an image's matches, then reduced over images; the mean counts images without
+    matches, whose loss is zero.
+    """
+    penalty = F.huber_loss(errors, torch.zeros_like(errors), reduction="none", delta=settings.huber_delta)
+    weighted = matches.confidence * penalty.sum(dim=1)
+    per_view = _sum_by_view(torch.stack([weighted, torch.ones_like(weighted)], dim=1), matches.view, num_views)
+    losses = per_view[:, 0] / (2 * per_view[:, 1] + EPS)
+    match settings.reduction:
+        case "sum":
+            return losses.sum()
+        case "mean":
+            return losses.mean()
+        case _:
+            assert_never(settings.reduction)
+
+
+def match_residual(errors: Float[Tensor, "M 2"]) -> Float[Tensor, ""]:
+    """Median distance of matches and reprojections in pixels; NaN without matches."""
+    if len(errors) == 0:
+        return errors.new_full((), torch.nan)
+    lengths: Tensor = torch.linalg.vector_norm(errors.detach(), dim=1)
+    return lengths.median()
+
+
+def _sum_by_view(values: Float[Tensor, "M 2"], view: Int[Tensor, " M"], num_views: int) -> Float[Tensor, "B 2"]:
+    return values.new_zeros(num_views, 2).index_add(0, view, values)
