@@ -41,10 +41,10 @@ class TorchMarching:
     @torch.no_grad()
     def sample(self, rays: RayBundle, *, density: DensityFunction, jitter: Float[Tensor, " N"] | None) -> RaySamples:
         """Intervals in occupied cells, sorted by ray; pruned, if asked for, to those that can be seen."""
-        samples = self._occupied(rays, jitter)
-        return self._visible(rays, samples, density) if self.prune and len(samples.ray_indices) else samples
+        samples = self.occupied(rays, jitter)
+        return self.visible(rays, samples, density) if self.prune and len(samples.ray_indices) else samples
 
-    def _occupied(self, rays: RayBundle, jitter: Float[Tensor, " N"] | None) -> RaySamples:
+    def occupied(self, rays: RayBundle, jitter: Float[Tensor, " N"] | None) -> RaySamples:
         """Every lattice interval whose midpoint is in an occupied cell."""
         step, grid = self.occupancy.step_size, self.occupancy
         near = torch.zeros_like(rays.origins[:, 0]) if jitter is None else jitter.to(rays.origins) * step
@@ -68,7 +68,7 @@ class TorchMarching:
         offset = near[hit][row]
         return RaySamples(ray_indices=hit[row], t_starts=offset + lattice * step, t_ends=offset + (lattice + 1) * step)
 
-    def _visible(self, rays: RayBundle, samples: RaySamples, density: DensityFunction) -> RaySamples:
+    def visible(self, rays: RayBundle, samples: RaySamples, density: DensityFunction) -> RaySamples:
         """The samples that light reaches and that are not transparent."""
         middle = (samples.t_starts + samples.t_ends) / 2
         ray = samples.ray_indices

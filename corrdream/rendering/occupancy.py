@@ -42,10 +42,14 @@ class OccupancyGrid(nn.Module):
         self.register_buffer("occs", torch.zeros(resolution**3))
         self.register_buffer("binary", torch.ones(resolution, resolution, resolution, dtype=torch.bool))
 
+    def is_due(self, step: int) -> bool:
+        """Whether `update` looks at the density at this step."""
+        return step % self.update_every == 0
+
     @torch.no_grad()
     def update(self, density: DensityFunction, step: int, generator: torch.Generator) -> None:
         """At multiples of `update_every`: looks at the density of all cells, after the warm-up of some of them."""
-        if step % self.update_every:
+        if not self.is_due(step):
             return
         cells = self._all_cells() if step < self.warmup_steps else self._some_cells(generator)
         jitter = torch.rand(len(cells), 3, generator=generator, device=generator.device).to(self.occs)

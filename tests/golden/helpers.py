@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corrdream.structures import RaySamples
+
 
 def group(data: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The arrays below `prefix/`, named without it."""
@@ -42,3 +44,23 @@ def assert_norm(actual: Tensor, expected: np.ndarray, tolerance: float, name: st
     assert actual.shape == reference.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(reference.shape)}"
     off = ((actual.detach().double() - reference).norm() / reference.norm()).item()
     assert off <= tolerance, f"{name}: off by {off:.3g} of its norm, tolerance {tolerance:.3g}"
+
+
+def match_samples(samples: RaySamples, expected: Mapping[str, np.ndarray], tolerance: float) -> int:
+    """How many samples only one side has; a sample is the same on the same ray with both ends within `tolerance`."""
+    unmatched: dict[int, list[tuple[float, float]]] = {}
+    for ray, start, end in zip(
+        expected["ray_indices"].tolist(), expected["t_starts"].tolist(), expected["t_ends"].tolist(), strict=True
+    ):
+        unmatched.setdefault(ray, []).append((start, end))
+    missing = 0
+    for ray, start, end in zip(
+        samples.ray_indices.tolist(), samples.t_starts.tolist(), samples.t_ends.tolist(), strict=True
+    ):
+        candidates = unmatched.get(ray, [])
+        near = [pair for pair in candidates if abs(pair[0] - start) <= tolerance and abs(pair[1] - end) <= tolerance]
+        if near:
+            candidates.remove(near[0])
+        else:
+            missing += 1
+    return missing + sum(len(pairs) for pairs in unmatched.values())
