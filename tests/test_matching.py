@@ -148,3 +148,22 @@ def test_streamed_never_holds_more_than_a_tile(size: int) -> None:
         similarity.at(view, pixel, best)
         similarity.transposed().best_target(view, pixel)
     assert largest.entries <= (MIN_TILE_ROWS + 2) * size**3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("tile_bytes", [None, SMALLEST_TILES])
+def test_streamed_on_the_gpu_equals_the_reference_on_the_cpu(tile_bytes: int | None) -> None:
+    shapes = [(16, 32, 32), (24, 16, 16)]
+    source, target = random_layers(shapes, seed=0), random_layers(shapes, seed=1)
+    reference = VolumeMatching().similarity(source, target, size=32)
+    on_gpu = [[layer.cuda() for layer in layers] for layers in (source, target)]
+    streamed = StreamedMatching(tile_bytes=tile_bytes).similarity(*on_gpu, size=32)
+    view, pixel = torch.arange(2).repeat_interleave(32**2), torch.arange(32**2).repeat(2)
+    for ours, theirs in ((streamed, reference), (streamed.transposed(), reference.transposed())):
+        best, value = ours.best_target(view.cuda(), pixel.cuda())
+        expected_best, expected_value = theirs.best_target(view, pixel)
+        torch.testing.assert_close(value.cpu(), expected_value, rtol=1e-4, atol=1e-5)
+        assert (best.cpu() == expected_best).float().mean() > 0.99  # near ties may fall either way
+        looked_up = ours.at(view.cuda(), pixel.cuda(), pixel.cuda())
+        torch.testing.assert_close(looked_up.cpu(), theirs.at(view, pixel, pixel), rtol=1e-4, atol=1e-5)

@@ -85,7 +85,7 @@ def feature_map(features: Float[Tensor, "B C h w"], size: int) -> FeatureMap:
     inverse_length = 1 / length
     return FeatureMap(
         coarse=features,
-        unit=pixels.mul_(inverse_length[:, :, None]),
+        unit=pixels * inverse_length[:, :, None],
         inverse_length=inverse_length,
         row_weights=row_weights,
         column_weights=column_weights,

@@ -147,6 +147,16 @@ class MatchingContract:
         assert not similarity.at(view, pixel, pixel).requires_grad
         assert not similarity.best_target(view, pixel)[1].requires_grad
 
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    def test_features_are_left_as_they_are(self, matching: Matching, layout: torch.memory_format) -> None:
+        source, target = ([x.to(memory_format=layout) for x in two_layers(1, seed=seed)] for seed in (0, 10))
+        before = [x.clone() for x in source + target]
+        similarity = matching.similarity(source, target, size=SIZE)
+        view, pixel = all_pixels(1)
+        similarity.at(view, pixel, similarity.best_target(view, pixel)[0])
+        similarity.transposed().best_target(view, pixel)
+        assert all(torch.equal(x, y) for x, y in zip(source + target, before, strict=True))
+
     def test_half_precision_is_in_the_features_only(self, matching: Matching) -> None:
         source = [x.bfloat16() for x in two_layers(1, seed=0)]
         target = [x.bfloat16() for x in two_layers(1, seed=10)]
