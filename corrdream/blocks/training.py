@@ -31,7 +31,7 @@ class TrainSettings:
     caption_dropout: float = 0.1
     feature_share: float = 0.35  # of the objects with a low timestep, for the features
     match_weight: float = 0.03
-    coordinate_weight: float = 0.03
+    coordinate_weight: float = 0.02
     pairs_per_object: int = 1
     points_per_pair: int = 128
     supersample: int = 2
