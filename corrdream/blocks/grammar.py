@@ -9,6 +9,7 @@ A caption names one thing, two things ("on", "next to"), or a stack of three (ne
 """
 
 import difflib
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -82,6 +83,7 @@ class Description:
         return len(self.things) > 2
 
 
+@functools.cache
 def words() -> tuple[str, ...]:
     """The whole vocabulary, sorted; "next to" and "ice cream" count as two words each."""
     nouns = {word for noun in NOUNS for word in noun.split()}
@@ -205,8 +207,9 @@ def sample_caption(random: np.random.Generator, split: Split) -> str:
 
     `held_out_pairs` always has a pair that training never shows; `held_out_composition` is a stack of three, without.
     """
+    share = random.random()  # before rejection, which would favor the kinds with fewer colors
     while True:
-        caption = _draw_caption(random, split)
+        caption = _draw_caption(random, split, share)
         if _split_of(parse_caption(caption)) == split:
             return caption
 
@@ -217,11 +220,10 @@ def _split_of(description: Description) -> Split:
     return "held_out_composition" if description.is_held_out_composition() else "train"
 
 
-def _draw_caption(random: np.random.Generator, split: Split) -> str:
+def _draw_caption(random: np.random.Generator, split: Split, share: float) -> str:
     if split == "held_out_composition":
         return " on ".join(_draw_primitive(random) for _ in range(3))
     pair = sorted(HELD_OUT_PAIRS)[random.integers(len(HELD_OUT_PAIRS))] if split == "held_out_pairs" else None
-    share = random.random()
     if share < 0.10 and pair is None:
         return f"a clay model of {_join(random, [_article(noun) for noun in _draw_nouns(random)])}"
     if share < 0.40:
