@@ -1,0 +1,123 @@
+"""What a person sees while a sweep runs: one plain line every few seconds, readable on a terminal and in a log."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sweeps.folders import Sweep, SweepFolder
+from sweeps.grids import describe
+from sweeps.results import read_result, sort_key
+
+SHOW_EVERY_SECONDS = 10.0
+
+
+class Progress:
+    """Counts trials and steps as they are reported."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        folder: SweepFolder,
+        *,
+        steps: Mapping[str, int],
+        seconds_per_step: float | None,
+        concurrent: int,
+        write: Callable[[str], None],
+    ) -> None:
+        """`steps` says how many steps are left of each trial that is to run."""
+        self._sweep = sweep
+        self._folder = folder
+        self._max_steps = {trial.name: int(trial.config["max_steps"]) for trial in sweep.trials}
+        self._left = dict(steps)
+        self._planned_pace = seconds_per_step
+        self._concurrent = concurrent
+        self._write = write
+        self._begun = self._shown = time.monotonic()
+        self._steps_done = 0
+        self._seconds_spent = 0.0
+        self._spent_before: dict[str, float] = {}
+        self.running: set[str] = set()
+        self.ended: set[str] = set()
+        self.errors: dict[str, str] = {}
+
+    def start(self, name: str) -> None:
+        """A process works on the trial (again)."""
+        self.running.add(name)
+        self._spent_before.pop(name, None)
+
+    def report(self, name: str, status: Mapping[str, Any]) -> None:
+        """The trial took some steps, or ended."""
+        left = self._max_steps[name] - int(status["step"])
+        if name in self._spent_before:  # the first report of an attempt holds what earlier ones spent
+            self._steps_done += max(0, self._left[name] - left)
+            self._seconds_spent += status["seconds"] - self._spent_before[name]
+        self._spent_before[name] = status["seconds"]
+        self._left[name] = left
+        match status["state"]:
+            case "failed":
+                self.fail(name, status["error"])
+            case "finished":
+                self._end(name)
+                self._write(f"{self._clock()}  finished {name} in {status['seconds']:.0f} s")
+            case "stopped":
+                self._end(name)
+
+    def fail(self, name: str, error: str) -> None:
+        """The trial is given up."""
+        self._end(name)
+        self.errors[name] = error
+        self._write(f"{self._clock()}  failed {name}: {error}")
+
+    def show(self, *, every: float = SHOW_EVERY_SECONDS) -> None:
+        """Prints the line if it is time."""
+        now = time.monotonic()
+        if now - self._shown >= every:
+            self._shown = now
+            self._write(self.line())
+
+    def line(self) -> str:
+        """How far, how fast, how long, how good."""
+        total = len(self._sweep.trials)
+        ended = total - len(self._left) + len(self.ended)
+        steps = ", ".join(
+            f"{self._max_steps[name] - self._left[name]}/{self._max_steps[name]}" for name in sorted(self.running)[:4]
+        )
+        parts = [f"{ended} of {total} trials done, {len(self.running)} running" + (f" (step {steps})" if steps else "")]
+        pace = self._pace()
+        if pace:
+            parts.append(f"{1 / pace:.1f} steps/s each")
+            parts.append(f"about {format_seconds(self._seconds_left(pace))} left")
+        best = self._best()
+        return f"{self._clock()}  " + ", ".join([*parts, best] if best else parts)
+
+    def _end(self, name: str) -> None:
+        self.running.discard(name)
+        self.ended.add(name)
+
+    def _clock(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self._begun), 60)
+        return f"{minutes:02d}:{seconds:02d}"
+
+    def _pace(self) -> float | None:
+        """Seconds a step of one trial: as measured so far, or as planned."""
+        return self._seconds_spent / self._steps_done if self._steps_done else self._planned_pace
+
+    def _seconds_left(self, pace: float) -> float:
+        left = [steps for name, steps in self._left.items() if name not in self.ended]
+        return pace * max(sum(left) / self._concurrent, max(left, default=0))
+
+    def _best(self) -> str:
+        metric, mode = self._sweep.metric, self._sweep.mode
+        finished = [read_result(trial, self._folder.trial(trial.name)) for trial in self._sweep.trials]
+        best = min(finished, key=lambda result: sort_key(result, metric, mode))
+        if metric not in best.metrics:
+            return ""
+        return f"best {metric} {best.metrics[metric]:.3f} ({describe(best.trial.labels)}, {best.trial.prompt})"
+
+
+def format_seconds(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,274 @@
+"""The HTML page of a sweep: one file that needs nothing else. The best trial, the settings, curves, every trial."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from sweeps.charts import Curve, color_of, curve_chart, interval_chart
+from sweeps.folders import Sweep, write_text
+from sweeps.grids import describe
+from sweeps.page import STYLE, picture
+from sweeps.results import METRICS, Metric, Result, SettingRow, compare_settings, format_estimate, read_rows, sort_key
+from sweeps.statistics import MIN_PAIRS, Estimate, best_setting
+
+SIDE_WIDTH = 768  # pixels of a turntable strip in the side-by-side view
+CURVES = {
+    "loss/sds": "score distillation loss",
+    "loss/correspondence": "correspondence loss",
+    "correspondence/residual": "match residual, pixels",
+    "opacity": "mean opacity",
+    "grad_norm": "gradient norm",
+}
+TRIAL_CURVES = ("loss/sds", "correspondence/residual", "opacity")
+Rows = Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Page:
+    """What the sections are made of."""
+
+    sweep: Sweep
+    results: Sequence[Result]  # best first
+    settings: Sequence[SettingRow]
+    logged: Mapping[str, Rows]  # of metrics.jsonl, by trial
+
+    def color(self, result: Result) -> int:
+        """The number of the trial's setting."""
+        return next(i for i, row in enumerate(self.settings) if row.labels == result.trial.labels)
+
+
+def write_report(path: Path, sweep: Sweep, results: Sequence[Result]) -> None:
+    """Writes the page from what the trials' folders hold now."""
+    page = _Page(
+        sweep=sweep,
+        results=sorted(results, key=lambda result: sort_key(result, sweep.metric, sweep.mode)),
+        settings=compare_settings(sweep, results),
+        logged={result.trial.name: read_rows(result.folder) for result in results},
+    )
+    sections = [_head(page), _best(page), _comparison(page), _side_by_side(page), _curves(page), _trials(page)]
+    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head = f"<head>{meta}<title>{escape(sweep.name)}</title><style>{STYLE}</style></head>"
+    write_text(path, f'<!doctype html>\n<html lang="en">{head}\n<body>\n{"".join(sections)}\n</body></html>\n')
+
+
+def _head(page: _Page) -> str:
+    sweep = page.sweep
+    states = [result.status.state for result in page.results]
+    counts = [
+        f'<span class="tag {state}">{states.count(state)} {state}</span>'
+        for state in ("finished", "running", "stopped", "pending", "failed")
+        if state in states
+    ]
+    counts += [f'<span class="tag">{escape(f"{name} {number}")}</span>' for name, number in sweep.versions.items()]
+    prompts = len({result.trial.prompt for result in page.results})
+    pairs = len({(result.trial.prompt, result.trial.seed) for result in page.results})
+    size = f"{len(page.settings)} settings &times; {prompts} prompts &times; {pairs // prompts} seeds"
+    return (
+        f"<h1>{escape(sweep.name)}</h1>"
+        f'<p class="soft">Grid {escape(sweep.grid)}: {size}. Started {escape(sweep.created)}.</p>'
+        f'<div class="tags">{"".join(counts)}</div><p><code>{escape(" ".join(sweep.command))}</code></p>\n'
+    )
+
+
+def _best(page: _Page) -> str:
+    best = page.results[0]
+    if page.sweep.metric not in best.metrics:
+        return '<h2>Best trial</h2><p class="soft">No trial has a grade yet.</p>'
+    return f"<h2>Best trial</h2><p class='soft'>By {escape(_title(page.sweep.metric))}.</p>" + _card(page, best, rank=1)
+
+
+def _comparison(page: _Page) -> str:
+    shown = [metric for metric in METRICS if any(row.means[metric.key].count for row in page.settings)]
+    if not shown:
+        return ""
+    labels = [_short_name(row.labels) for row in page.settings]
+    marked = next((i for i, row in enumerate(page.settings) if row.is_default), None)
+    charts = ""
+    for metric in shown:
+        means = [row.means[metric.key] for row in page.settings]
+        chart = interval_chart(labels, means, digits=metric.digits, marked=marked)
+        charts += f"<figure><figcaption>{escape(_column(metric))}{_direction(metric)}</figcaption>{chart}</figure>"
+    pairs = max(row.means[metric.key].count for row in page.settings for metric in shown)
+    note = (
+        "Means with 95% bootstrap intervals, paired over prompts and then seeds."
+        if pairs >= MIN_PAIRS
+        else f"Means over {pairs} prompt-seed pairs a setting; intervals are given from {MIN_PAIRS} pairs on."
+    )
+    if marked is not None:
+        note += " Small figures: difference to the default setting (dashed line)."
+    return f'<h2>Settings</h2><p class="soft">{note}</p>{_table(page, shown)}<div class="grid2">{charts}</div>\n'
+
+
+def _table(page: _Page, shown: Sequence[Metric]) -> str:
+    best = best_setting([row.means[page.sweep.metric] for row in page.settings], page.sweep.mode)
+    header = "".join(f"<th>{escape(_column(metric))}{_direction(metric)}</th>" for metric in shown)
+    lines = []
+    for index, row in enumerate(page.settings):
+        name = escape(_short_name(row.labels)) + (" <small>default</small>" if row.is_default else "")
+        count = max(estimate.count for estimate in row.means.values())
+        cells = "".join(_cell(metric, row) for metric in shown)
+        kind = ' class="best"' if index == best else ""
+        lines.append(f"<tr{kind}><td>{name}</td><td>{count}</td>{cells}</tr>")
+    names = escape(", ".join(key.rpartition(".")[2] for key in page.settings[0].labels) or "setting")
+    return f'<div class="scroll"><table><tr><th>{names}</th><th>n</th>{header}</tr>{"".join(lines)}</table></div>'
+
+
+def _cell(metric: Metric, row: SettingRow) -> str:
+    mean, _, interval = format_estimate(row.means[metric.key], metric.digits).partition(" ")
+    difference = row.differences.get(metric.key)
+    small = ""
+    if difference is not None and difference.count:
+        text = format_estimate(difference, metric.digits, signed=True)
+        small = f'<small class="{_verdict(metric, difference)}">&Delta; {text}</small>'
+    return f"<td>{mean}<small>{interval}</small>{small}</td>"
+
+
+def _verdict(metric: Metric, difference: Estimate) -> str:
+    """Whether the interval of a difference lies on one side of zero."""
+    if (
+        difference.low is None
+        or difference.high is None
+        or metric.better == "one"
+        or difference.low <= 0 <= difference.high
+    ):
+        return "open"
+    return "better" if (difference.low > 0) == (metric.better == "max") else "worse"
+
+
+def _side_by_side(page: _Page) -> str:
+    """The same prompt and seed under every setting."""
+    blocks = []
+    for prompt, seed in sorted({(trial.prompt, trial.seed) for trial in page.sweep.trials}):
+        same = sorted((r for r in page.results if (r.trial.prompt, r.trial.seed) == (prompt, seed)), key=page.color)
+        lines = []
+        for result in same:
+            value = result.metrics.get(page.sweep.metric)
+            figure = f"{_title(page.sweep.metric)} {value:.3f}" if value is not None else result.status.state
+            strip = picture(result.folder / "turntable.png", alt=escape(prompt), width=SIDE_WIDTH)
+            name = escape(describe(result.trial.labels))
+            lines.append(f'<div>{name}<br><span class="soft">{escape(figure)}</span></div><div>{strip or "-"}</div>')
+        blocks.append(
+            f'<div class="card"><header><h3>{escape(prompt)}</h3><span class="soft">seed {seed}</span></header>'
+            f'<div class="side">{"".join(lines)}</div></div>'
+        )
+    return f"<h2>Side by side</h2>{''.join(blocks)}\n"
+
+
+def _curves(page: _Page) -> str:
+    figures = "".join(_curve_figure(page, key, title, page.results) for key, title in CURVES.items())
+    legend = "".join(
+        f'<span><i style="background:{color_of(i)}"></i>{escape(describe(row.labels))}</span>'
+        for i, row in enumerate(page.settings)
+    )
+    if not figures:
+        return ""
+    return (
+        '<h2>Curves</h2><p class="soft">One line a trial, over optimizer steps.</p>'
+        f'<div class="legend">{legend}</div><div class="grid2">{figures}</div>\n'
+    )
+
+
+def _curve_figure(page: _Page, key: str, title: str, results: Sequence[Result]) -> str:
+    curves = []
+    for result in results:
+        rows = [row for row in page.logged[result.trial.name] if key in row]
+        curves.append(
+            Curve(
+                label=f"{describe(result.trial.labels)}, {result.trial.prompt}, seed {result.trial.seed}",
+                color=page.color(result),
+                steps=[row["step"] for row in rows],
+                values=[row[key] for row in rows],
+            )
+        )
+    chart = curve_chart(curves)
+    return f"<figure><figcaption>{escape(title)}</figcaption>{chart}</figure>" if chart else ""
+
+
+def _trials(page: _Page) -> str:
+    first = 2 if page.sweep.metric in page.results[0].metrics else 1  # the best has its own section
+    cards = "".join(
+        _card(page, result, rank=rank) for rank, result in enumerate(page.results[first - 1 :], start=first)
+    )
+    return (
+        f'<h2>All other trials</h2><p class="soft">Best first; what has no grade comes last.</p>{cards}'
+        if cards
+        else ""
+    )
+
+
+def _card(page: _Page, result: Result, *, rank: int) -> str:
+    trial, status = result.trial, result.status
+    place = f"trials/{trial.name}"
+    state = f"{status.state}, {status.step} of {trial.config['max_steps']} steps"
+    if status.attempts > 1:
+        state += f", {status.attempts} attempts"
+    header = (
+        f"<header><h3>{rank}. {escape(describe(trial.labels))}</h3>"
+        f"<span>{escape(trial.prompt)}, seed {trial.seed}</span>"
+        f'<span class="{status.state}">{escape(state)}</span>'
+        f'<a class="soft" href="{escape(place)}/">{escape(place)}</a></header>'
+    )
+    error = f'<p class="error">{escape(status.error)}</p>' if status.error else ""
+    tiles = "".join(
+        f'<div class="tile"><b>{result.metrics[m.key]:.{m.digits}f}</b><span>{escape(_column(m))}</span></div>'
+        for m in METRICS
+        if m.key in result.metrics
+    )
+    strips = "".join(
+        picture(result.folder / f"{name}.png", alt=f"{name}: {escape(trial.prompt)}")
+        for name in ("turntable", "normals")
+    )
+    charts = "".join(_curve_figure(page, key, CURVES[key], [result]) for key in TRIAL_CURVES)
+    curves = f'<details><summary>Curves</summary><div class="grid2">{charts}</div></details>' if charts else ""
+    body = f'{error}<div class="tiles">{tiles}</div>{strips}{_difference(page, result)}{curves}'
+    return f'<div class="card">{header}{body}</div>\n'
+
+
+def _difference(page: _Page, result: Result) -> str:
+    """The keys, besides prompt and seed, in which the trial's configuration differs from the base."""
+    base, own = _flat(page.sweep.base), _flat(result.trial.config)
+    changed = [key for key in own if own[key] != base.get(key) and key not in ("prompt", "seed")]
+    lines = "".join(
+        f"<tr><td><code>{escape(key)}</code></td><td><code>{escape(base.get(key, '-'))}</code></td>"
+        f"<td><code>{escape(own[key])}</code></td></tr>"
+        for key in changed
+    )
+    if not lines:
+        return '<p class="soft">The configuration is the base.</p>'
+    table = f"<table><tr><th>key</th><th>base</th><th>this trial</th></tr>{lines}</table>"
+    summary = f"Configuration: {len(changed)} difference{'s' if len(changed) > 1 else ''} to the base"
+    return f'<details open><summary>{summary}</summary><div class="scroll">{table}</div></details>'
+
+
+def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted keys to values as text; a schedule counts as one value."""
+    flat: dict[str, str] = {}
+    for key, value in plain.items():
+        if isinstance(value, dict) and not {"values", "progress", "steps"} & value.keys():
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, dict):
+            flat[prefix + key] = json.dumps({name: part for name, part in value.items() if part is not None})
+        else:
+            flat[prefix + key] = json.dumps(value)
+    return flat
+
+
+def _short_name(labels: Mapping[str, str]) -> str:
+    """The label alone where there is one parameter, whose name stands above."""
+    return next(iter(labels.values())) if len(labels) == 1 else describe(labels)
+
+
+def _title(key: str) -> str:
+    return next((metric.title for metric in METRICS if metric.key == key), key)
+
+
+def _column(metric: Metric) -> str:
+    return f"{metric.title}, {metric.unit}" if metric.unit else metric.title
+
+
+def _direction(metric: Metric) -> str:
+    arrows = {"max": "↑", "min": "↓", "one": "→ 1"}
+    return f' <span class="soft">{arrows[metric.better]}</span>'

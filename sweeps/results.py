@@ -1,0 +1,190 @@
+"""What the trials of a sweep gave: rows read from their folders, results.csv, and the table that compares settings."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from sweeps.folders import PlannedTrial, Status, Sweep, SweepFolder, read_status, write_text
+from sweeps.statistics import Estimate, estimate_differences, estimate_means
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A column of the table."""
+
+    key: str
+    title: str
+    better: Literal["max", "min", "one"]  # one: the closer to 1 the better
+    digits: int = 3
+    unit: str = ""
+
+
+RESIDUAL = "correspondence/residual"
+METRICS = (
+    Metric(key="viou_solid", title="vIoU", better="max"),
+    Metric(key="silhouette_iou", title="silhouette IoU", better="max"),
+    Metric(key="dent_error", title="dent error", better="min", digits=4),
+    Metric(key="color_error", title="color error", better="min", digits=1, unit="ΔE"),
+    Metric(key="saturation_ratio", title="saturation ratio", better="one", digits=2),
+    Metric(key="floaters", title="floaters", better="min", digits=4),
+    Metric(key="match_residual", title="match residual", better="min", digits=2, unit="px"),
+    Metric(key="seconds", title="time", better="min", digits=0, unit="s"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One trial: what was planned, where it stands, and the metrics it has so far."""
+
+    trial: PlannedTrial
+    folder: Path
+    status: Status
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingRow:
+    """One row of the comparison: a setting and its estimates by metric key."""
+
+    labels: Mapping[str, str]
+    means: Mapping[str, Estimate]
+    differences: Mapping[str, Estimate]  # to the default setting; empty for that one and where there is none
+    is_default: bool
+
+
+def read_results(sweep: Sweep, folder: SweepFolder) -> list[Result]:
+    """Every planned trial as its folder has it now, in the order of the plan."""
+    return [read_result(trial, folder.trial(trial.name)) for trial in sweep.trials]
+
+
+def read_result(trial: PlannedTrial, trial_folder: Path) -> Result:
+    """One trial; metrics only where it is finished."""
+    status = read_status(trial_folder, trial.identity)
+    metrics: dict[str, float] = {}
+    if status.state == "finished":
+        try:
+            graded = json.loads((trial_folder / "grade.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            graded = {}  # a prompt without a true shape
+        metrics = {key: float(value) for key, value in graded.items() if isinstance(value, int | float)}
+        metrics |= _match_residual(read_rows(trial_folder)) | {"seconds": status.seconds}
+    return Result(trial=trial, folder=trial_folder, status=status, metrics=metrics)
+
+
+def read_rows(trial_folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, one a step; a last line that was cut short is left out."""
+    try:
+        lines = (trial_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _match_residual(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean over the last quarter of the correspondence steps that had matches; nothing without such steps."""
+    residuals = [row[RESIDUAL] for row in rows if math.isfinite(row.get(RESIDUAL, math.nan))]
+    last = residuals[-math.ceil(len(residuals) / 4) :] if residuals else []
+    return {"match_residual": sum(last) / len(last)} if last else {}
+
+
+def sort_key(result: Result, metric: str, mode: str) -> tuple[bool, float]:
+    """Best first; those without the metric last."""
+    value = result.metrics.get(metric, math.nan)
+    return math.isnan(value), -value if mode == "max" else value
+
+
+def compare_settings(sweep: Sweep, results: Sequence[Result]) -> list[SettingRow]:
+    """One row a setting, in the order of the plan."""
+    settings = list(dict.fromkeys(tuple(result.trial.labels.items()) for result in results))
+    default = next((i for i, labels in enumerate(settings) if dict(labels) == sweep.default), None)
+    means: list[dict[str, Estimate]] = [{} for _ in settings]
+    differences: list[dict[str, Estimate]] = [{} for _ in settings]
+    for metric in METRICS:
+        table = _table(results, settings, metric.key)
+        for row, estimate in zip(means, estimate_means(table), strict=True):
+            row[metric.key] = estimate
+        if default is not None:
+            for row, estimate in zip(differences, estimate_differences(table, default), strict=True):
+                row[metric.key] = estimate
+    return [
+        SettingRow(
+            labels=dict(labels),
+            means=means[i],
+            differences={} if i == default else differences[i],
+            is_default=i == default,
+        )
+        for i, labels in enumerate(settings)
+    ]
+
+
+def _table(results: Sequence[Result], settings: list[tuple[tuple[str, str], ...]], key: str) -> np.ndarray:
+    """The metric as [settings, prompts, seeds], NaN where a run has none."""
+    prompts = sorted({result.trial.prompt for result in results})
+    seeds = sorted({result.trial.seed for result in results})
+    table = np.full((len(settings), len(prompts), len(seeds)), np.nan)
+    for result in results:
+        place = settings.index(tuple(result.trial.labels.items()))
+        table[place, prompts.index(result.trial.prompt), seeds.index(result.trial.seed)] = result.metrics.get(
+            key, math.nan
+        )
+    return table
+
+
+def write_csv(path: Path, results: Sequence[Result]) -> None:
+    """One row a trial: its parameters, prompt, seed, status, steps and every metric any trial has."""
+    parameters = list(dict.fromkeys(key for result in results for key in result.trial.labels))
+    metrics = list(dict.fromkeys([m.key for m in METRICS] + [key for result in results for key in result.metrics]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["trial", *parameters, "prompt", "seed", "status", "steps", *metrics, "attempts", "identity", "error"]
+    )
+    for result in results:
+        trial, status = result.trial, result.status
+        measured = [f"{result.metrics[key]:.6g}" if key in result.metrics else "" for key in metrics]
+        labels = [trial.labels.get(key, "") for key in parameters]
+        state = [trial.prompt, trial.seed, status.state, status.step]
+        writer.writerow([trial.name, *labels, *state, *measured, status.attempts, trial.identity, status.error])
+    write_text(path, text.getvalue())
+
+
+def format_estimate(estimate: Estimate, digits: int, *, signed: bool = False) -> str:
+    """`0.79 [0.75, 0.83]`, the mean alone where pairs are few, a dash where there are none."""
+    if not estimate.count:
+        return "-"
+    form = f"{'+' if signed else ''}.{digits}f"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.mean:{form}}"
+    return f"{estimate.mean:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
+
+
+def format_table(rows: Sequence[SettingRow]) -> str:
+    """The comparison as aligned text, one line a setting."""
+    metrics = [metric for metric in METRICS if any(row.means[metric.key].count for row in rows)]
+    header = [_leaf(key) for key in rows[0].labels] + ["n"]
+    header += [f"{metric.title} {metric.unit}".strip() for metric in metrics]
+    lines = [header]
+    for row in rows:
+        labels = [f"{label}{' *' if row.is_default else ''}" for label in row.labels.values()]
+        count = max(estimate.count for estimate in row.means.values())
+        lines.append([*labels, str(count), *(format_estimate(row.means[m.key], m.digits) for m in metrics)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:]])
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]

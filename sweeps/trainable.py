@@ -1,0 +1,169 @@
+"""Adapter between corrdream's trainer and Ray Tune.
+
+Tune schedules. What was computed lies in the trial's own folder (`folders.py`), so an attempt that follows a kill, a
+lost node or another driver continues from the newest valid checkpoint there, whatever Tune remembers.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from corrdream import TrainingDivergedError, build_prior, finish_run, load_config, open_run
+from sweeps.folders import State, Status, SweepError, SweepFolder, hold_lock, read_status, write_status
+from sweeps.tracking import Tracker, WandbMode
+
+LOCK_WAIT_SECONDS = 60.0  # the workers of a killed driver live on for some seconds
+
+# What another attempt would only repeat. Anything else (a lost GPU, a file server that hung) is raised, and Tune tries
+# again in a new process.
+HOPELESS = (ValueError, TrainingDivergedError)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What a worker needs to run one trial. Tune carries it as one text, into which it does not look."""
+
+    sweep_folder: str
+    trial: str
+    identity: str
+    config: dict[str, Any]
+    cpus: int
+    gpus: float
+    report_seconds: float
+    wandb_mode: WandbMode
+
+    def to_text(self) -> str:
+        """JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> "Spec":
+        """What `to_text` gave."""
+        return cls(**json.loads(text))
+
+
+class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
+    """One trial after another in one process; the frozen prior stays loaded between them."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Opens the first trial."""
+        self._prior: Any = None
+        self._status: Status
+        self._open(Spec.from_text(config["spec"]))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Opens another trial with the prior that is loaded."""
+        self._close()
+        self._open(Spec.from_text(new_config["spec"]))
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Trains for some seconds; the last call also grades."""
+        if self._status.state == "running":
+            begun = time.monotonic()
+            try:
+                self._advance()
+            except HOPELESS as error:
+                self._fail(error)
+            except Exception as error:
+                self._record(error=_line(error))
+                raise
+            finally:
+                self._status = dataclasses.replace(
+                    self._status, seconds=self._status.seconds + time.monotonic() - begun
+                )
+            self._record()
+        if self._status.state != "running":
+            self._close()
+        return dataclasses.asdict(self._status) | {"done": self._status.state != "running"}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Saves in the trial's own folder; Tune gets the step."""
+        self._trainer.save_to(self._run)
+        return {"step": self._trainer.step}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Nothing: opening the trial has already loaded its newest checkpoint, which is never older than Tune's."""
+
+    def cleanup(self) -> None:
+        """Lets the trial go."""
+        self._close()
+
+    def _open(self, spec: Spec) -> None:
+        """Continues the trial where its folder says, or starts it."""
+        sweep_folder = SweepFolder(Path(spec.sweep_folder))
+        self._folder = sweep_folder.trial(spec.trial)
+        self._stop_file = sweep_folder.stop_file
+        self._report_seconds = spec.report_seconds
+        self._resources = ExitStack()
+        self._status = Status(identity=spec.identity)
+        if self._stop_file.exists():
+            self._status = dataclasses.replace(self._status, state="stopped")
+            return
+        try:
+            self._open_run(spec, sweep_folder)
+        except HOPELESS as error:
+            self._fail(error)
+
+    def _open_run(self, spec: Spec, sweep_folder: SweepFolder) -> None:
+        if not sweep_folder.sweep_file.exists():
+            raise SweepError(
+                f"node {os.uname().nodename} does not see {sweep_folder.path}; choose a --storage that all nodes share."
+            )
+        torch.set_num_threads(spec.cpus)
+        self._resources.enter_context(hold_lock(self._folder / "trial.lock", wait_seconds=LOCK_WAIT_SECONDS))
+        before = read_status(self._folder, spec.identity)
+        self._status = dataclasses.replace(before, state="running", attempts=before.attempts + 1, error="")
+        config = load_config((), spec.config)
+        device = torch.device("cpu") if config.device == "auto" and not spec.gpus else None
+        self._prior = self._prior or build_prior(config, device)
+        self._trainer, self._run = open_run(self._folder, config, prior=self._prior, device=device)
+        self._tracker = Tracker(
+            self._folder,
+            mode=spec.wandb_mode,
+            sweep=sweep_folder.path.name,
+            name=spec.trial,
+            run_id=spec.identity,
+            config=spec.config,
+        )
+        self._resources.callback(self._tracker.close)
+        self._status = dataclasses.replace(self._status, max_steps=config.max_steps)
+        self._record()
+
+    def _advance(self) -> None:
+        report = self._trainer.fit(self._run, seconds=self._report_seconds, should_stop=self._stop_file.exists)
+        self._tracker.update()
+        state: State = "running"
+        if report.finished:
+            grades = finish_run(self._trainer, self._run)
+            known = {key: value for key, value in grades.items() if value is not None}
+            pictures = {name: self._folder / f"{name}.png" for name in ("turntable", "normals")}
+            self._tracker.close(known, pictures)
+            state = "finished"
+        elif self._stop_file.exists():
+            self._trainer.save_to(self._run)  # it may have come after the last look at it
+            state = "stopped"
+        self._status = dataclasses.replace(self._status, state=state, step=report.step)
+
+    def _fail(self, error: Exception) -> None:
+        self._record(state="failed", error=_line(error))
+
+    def _record(self, **changes: Any) -> None:
+        """Updates status.json; where even that cannot be written, the driver still hears of it."""
+        self._status = dataclasses.replace(self._status, **changes)
+        with suppress(OSError):
+            write_status(self._folder, self._status)
+
+    def _close(self) -> None:
+        self._resources.close()
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
