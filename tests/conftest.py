@@ -19,7 +19,15 @@ def tiny_prior_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from corrdream.blocks.grammar import words
     from corrdream.prior.blocks import BlocksNetworks, BlocksShape, save_blocks_weights
 
-    shape = BlocksShape(latent_size=8, channels=(32, 32), heads=(1, 1), attention=(False, True), text_width=32, text_layers=1)
+    shape = BlocksShape(
+        latent_size=8,
+        channels=(32, 32),
+        heads=(1, 1),
+        attention=(False, True),
+        text_width=32,
+        text_layers=1,
+        norm_groups=8,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         networks = BlocksNetworks(shape, words())

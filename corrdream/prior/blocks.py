@@ -41,6 +41,7 @@ class BlocksShape:
     text_width: int = 128
     text_layers: int = 2
     max_tokens: int = 24
+    norm_groups: int = 32
 
     @property
     def network(self) -> NetworkShape:
@@ -54,6 +55,7 @@ class BlocksShape:
             attention=self.attention,
             layers_per_block=self.layers_per_block,
             text_width=self.text_width,
+            norm_groups=self.norm_groups,
         )
 
 

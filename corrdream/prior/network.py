@@ -31,6 +31,7 @@ class NetworkShape:
     attention: tuple[bool, ...]  # whether a level has transformer blocks; the middle always has one
     layers_per_block: int  # residual blocks a level on the way down; one more on the way up
     text_width: int
+    norm_groups: int = 32
 
 
 class JoinedViewsAttention:
@@ -82,6 +83,7 @@ class MultiviewUNet(nn.Module):
             block_out_channels=shape.channels,
             layers_per_block=shape.layers_per_block,
             cross_attention_dim=shape.text_width,
+            norm_num_groups=shape.norm_groups,
             # diffusers keeps this name for the number of heads
             attention_head_dim=shape.heads,
             use_linear_projection=True,
