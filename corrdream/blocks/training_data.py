@@ -104,8 +104,8 @@ def draw_cameras(
     twin_range: tuple[float, float] = TWIN_RANGE,
 ) -> CameraBatch:
     """Cameras of every object's base set and of its twin."""
-    start = uniform(generator, num_objects, 0, 2 * math.pi)
-    side = torch.where(uniform(generator, num_objects, -1, 1) < 0, -1.0, 1.0)
+    start = uniform(generator, num_objects, 0.0, 2 * math.pi)
+    side = torch.where(uniform(generator, num_objects, -1.0, 1.0) < 0, -1.0, 1.0)
     turn = side * uniform(generator, num_objects, *_radians(twin_range))
     views = torch.arange(num_views, device=generator.device) * (2 * math.pi / num_views)
     azimuth = (torch.stack([start, start + turn], dim=1)[:, :, None] + views).flatten()
@@ -141,9 +141,9 @@ def render_view_sets(
     buffer = render_geometry(shapes, supersampled(cameras, supersample))
     surface = buffer if supersample == 1 else render_geometry(shapes, cameras)
     ambient = uniform(generator, num_objects, *AMBIENT_RANGE)
-    is_albedo = uniform(generator, num_objects, 0, 1) < ALBEDO_SHARE
+    is_albedo = uniform(generator, num_objects, 0.0, 1.0) < ALBEDO_SHARE
     ambient = torch.where(is_albedo, 1.0, ambient)
-    is_textureless = ~is_albedo & (uniform(generator, num_objects, 0, 1) < TEXTURELESS_SHARE)
+    is_textureless = ~is_albedo & (uniform(generator, num_objects, 0.0, 1.0) < TEXTURELESS_SHARE)
     offset = torch.randn(num_objects, 3, generator=generator, device=generator.device)
     light_distance = uniform(generator, num_objects, *LIGHT_DISTANCE_RANGE)
     towards_light = F.normalize(cameras.c2w[:, :3, 3] + _every_view(offset, num_views), dim=-1)

@@ -33,7 +33,7 @@ PREVIEW_PROMPTS = (
 ELEVATION, FOVY, DISTANCE = 15.0, 40.0, 2.6  # degrees, degrees, world units: in the middle of training's cameras
 
 
-def write_report(training: Training, directory: Path) -> list[dict[str, float]]:
+def write_report(training: Training, directory: Path) -> list[dict[str, int | float]]:
     """The losses by timestep; writes them to DIR/losses.json, and DIR/samples.png."""
     rows = validation_losses(training)
     write_json(directory / "losses.json", rows)
@@ -42,7 +42,7 @@ def write_report(training: Training, directory: Path) -> list[dict[str, float]]:
     return rows
 
 
-def validation_losses(training: Training) -> list[dict[str, float]]:
+def validation_losses(training: Training) -> list[dict[str, int | float]]:
     """Losses of the averaged weights at fixed timesteps, on objects with a pair that training never shows."""
     networks, settings = training.model.networks, training.settings
     current = {name: weight.clone() for name, weight in networks.state_dict().items()}
@@ -52,7 +52,7 @@ def validation_losses(training: Training) -> list[dict[str, float]]:
     )
     generator = step_generator(settings.seed + 1, 0, 0, training.device)
     drawn = training.make_input(stream[0], generator)
-    rows = []
+    rows: list[dict[str, int | float]] = []
     for timestep in TIMESTEPS:
         # Gradients stay on: without them the network would be compiled once more.
         with torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=training.is_cuda):
