@@ -19,23 +19,33 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 
 
 class _SumRows(torch.autograd.Function):
-    """values_p = sum_k weights_pk table[indices_pk]."""
+    """values_p = sum_k weights_pk table[indices_pk], differentiable in the table alone.
+
+    The weights come in a tuple, which autograd does not look into: this node has no edge to them, and is not visited
+    when only they (the points) need a gradient. Nothing tells a node with both edges which of the two is asked for.
+    """
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(table, indices, weights)
-        return F.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
+    def forward(ctx: Any, table: Tensor, indices: Tensor, hidden: tuple[Tensor]) -> Tensor:
+        ctx.num_rows, ctx.indices, (ctx.weights,) = len(table), indices, hidden
+        return F.embedding_bag(indices, table, per_sample_weights=ctx.weights, mode="sum")
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        table, indices, weights = ctx.saved_tensors
-        (grad,) = grads
-        to_table, _, to_weights = ctx.needs_input_grad
-        return (
-            _apply(_ScatterRows, weights, indices, grad, table.shape[0]) if to_table else None,
-            None,
-            _apply(_DotRows, table, indices, grad) if to_weights else None,
-        )
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _apply(_ScatterRows, ctx.weights, ctx.indices, grads[0], ctx.num_rows), None, None
+
+
+class _WeightEdge(torch.autograd.Function):
+    """The values of _SumRows as they are, differentiable in the weights besides."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, _weights: Tensor, indices: Tensor, hidden: tuple[Tensor]) -> Tensor:
+        ctx.indices, (ctx.table,) = indices, hidden
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        return grads[0], _apply(_DotRows, ctx.table, ctx.indices, grads[0]), None, None
 
 
 class _ScatterRows(torch.autograd.Function):
@@ -55,7 +65,7 @@ class _ScatterRows(torch.autograd.Function):
         return (
             _apply(_DotRows, grad, indices, values) if to_weights else None,
             None,
-            _apply(_SumRows, grad, indices, weights) if to_values else None,
+            sum_rows(grad, indices, weights) if to_values else None,
             None,
         )
 
@@ -66,7 +76,7 @@ class _DotRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, indices: Tensor, values: Tensor) -> Tensor:
         ctx.save_for_backward(table, indices, values)
-        rows = table.index_select(0, indices.flatten()).view(*indices.shape, -1)
+        rows = table.index_select(0, indices.flatten()).view(*indices.shape, table.shape[1])
         return (rows * values[:, None, :]).sum(-1)
 
     @staticmethod
@@ -77,7 +87,7 @@ class _DotRows(torch.autograd.Function):
         return (
             _apply(_ScatterRows, grad, indices, values, table.shape[0]) if to_table else None,
             None,
-            _apply(_SumRows, table, indices, grad) if to_values else None,
+            sum_rows(table, indices, grad) if to_values else None,
         )
 
 
@@ -85,7 +95,8 @@ def sum_rows(
     table: Float[Tensor, "V C"], indices: Int[Tensor, "P K"], weights: Float[Tensor, "P K"]
 ) -> Float[Tensor, "P C"]:
     """Weighted sum of K table rows a point, differentiable to any order in the table and the weights."""
-    return _apply(_SumRows, table, indices, weights)
+    values = _apply(_SumRows, table, indices, (weights,))
+    return _apply(_WeightEdge, values, weights, indices, (table,)) if weights.requires_grad else values
 
 
 def trilinear_weights(fraction: Float[Tensor, "3 P"]) -> Float[Tensor, "P 8"]:
@@ -98,15 +109,20 @@ def trilinear_weights(fraction: Float[Tensor, "3 P"]) -> Float[Tensor, "P 8"]:
 
 def interpolate_nodes(nodes: Float[Tensor, "X Y Z C"], points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]:
     """Trilinear interpolation of nodes that span the unit cube; points outside it take the border's value."""
-    size = torch.tensor(nodes.shape[:3])
-    last = (size - 1).to(points).unsqueeze(1)
-    position = points.t().clamp(0, 1) * last
-    cell = torch.minimum(position.detach().floor(), last - 1)
-    num_y, num_z = int(size[1]), int(size[2])
-    strides = (num_y * num_z, num_z, 1)
+    _, num_y, num_z, _ = nodes.shape
+    position = torch.stack(
+        [axis.clamp(0, 1) * (size - 1) for axis, size in zip(points.unbind(1), nodes.shape[:3], strict=True)]
+    )
+    cell = torch.stack(
+        [
+            axis.floor().clamp(max=size - 2)
+            for axis, size in zip(position.detach().unbind(0), nodes.shape[:3], strict=True)
+        ]
+    )
     x, y, z = cell.long().unbind(0)
-    corner = [i * strides[0] + j * strides[1] + k for i in (0, 1) for j in (0, 1) for k in (0, 1)]
-    indices = (x * strides[0] + y * strides[1] + z).unsqueeze(1) + torch.tensor(corner, device=points.device)
+    corner = torch.arange(8, device=points.device)
+    offset = ((corner // 4) * num_y + corner // 2 % 2) * num_z + corner % 2
+    indices = ((x * num_y + y) * num_z + z).unsqueeze(1) + offset
     return sum_rows(nodes.flatten(0, 2), indices, trilinear_weights(position - cell))
 
 

@@ -5,7 +5,7 @@ The rule is instant-ngp's (arXiv:2201.05989, appendix C) as nerfacc runs it.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from corrdream.interfaces import DensityFunction
@@ -94,8 +94,3 @@ class OccupancyGrid(nn.Module):
             high = torch.where(used, index + 1, 0).max()
             corners.append(torch.stack((low, high)))
         return (torch.stack(corners, dim=1) * (2 / self.resolution) - 1) * self.radius
-
-    def contains(self, cell: Int[Tensor, "P 3"]) -> Bool[Tensor, " P"]:
-        """Whether cells, given by their indices along the axes, are occupied."""
-        x, y, z = cell.unbind(-1)
-        return self.binary.flatten()[(x * self.resolution + y) * self.resolution + z]
