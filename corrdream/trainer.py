@@ -310,7 +310,7 @@ class Trainer:
                 break
             begun = time.monotonic()
             metrics = self.train_step()
-            metrics = {"step": self.step, "seconds": time.monotonic() - begun} | metrics
+            metrics = {"step": float(self.step), "seconds": time.monotonic() - begun} | metrics
             run.append_metrics(metrics)
             output = self.config.output
             if output.preview_every and self.step % output.preview_every == 0:
