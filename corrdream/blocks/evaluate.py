@@ -27,8 +27,7 @@ SPLITS: tuple[Split, ...] = ("train", "held_out_pairs", "held_out_composition")
 KINDS = ("textured", "plain", "homogeneous")
 TURNS = (10.0, 20.0, 30.0)  # degrees between the two views
 TIMESTEPS = (0, 20, 100, 250)
-BLOCK_SETS = ((0,), (1,), (2,), (3,), (4,), (5,), (1, 3))
-MATCHING_BLOCKS = (1, 3)
+BLOCK_SETS = ("0", "1", "2", "3", "4", "5", "1,3")  # blocks that are matched together
 PROMPTS_AT_ONCE = 25
 
 
@@ -56,8 +55,8 @@ def summarize_samples(found: list[SampleQuality]) -> dict[str, float]:
     named = [quality for quality in found if quality.colors_named]
     num_colors = sum(quality.colors_named for quality in named)
     return {
-        "captions": len(found),
-        "named_colors": num_colors,
+        "captions": float(len(found)),
+        "named_colors": float(num_colors),
         "color_accuracy": sum(quality.colors_right for quality in named) / max(num_colors, 1),
         "all_colors_right": fmean(quality.colors_right == quality.colors_named for quality in named) if named else 1.0,
         "hull_iou": fmean(quality.hull_iou for quality in found),
@@ -67,16 +66,19 @@ def summarize_samples(found: list[SampleQuality]) -> dict[str, float]:
     }
 
 
-def evaluate_features(prior: BlocksPrior, *, prompts: int, timesteps: tuple[int, ...], seed: int) -> dict[str, Any]:
+def evaluate_features(
+    prior: BlocksPrior, *, prompts: int, timesteps: tuple[int, ...], blocks: tuple[str, ...], seed: int
+) -> dict[str, Any]:
     """Shares of right matches by kind of surface, features, timestep and turn; `prompts` captions a kind."""
     totals: dict[tuple[str, str, int], MatchQuality] = {}
+    block_sets = [tuple(int(block) for block in named.split(",")) for named in blocks]
     by_turn: dict[tuple[float, str, int], MatchQuality] = {}
     for kind in KINDS:
         shapes = draw_shapes(kind, prompts, seed)
         for turn in TURNS:
             generator = torch.Generator(prior.device).manual_seed(seed + int(turn))
             found = measure_matches(
-                prior, shapes, turn_deg=turn, timesteps=timesteps, block_sets=BLOCK_SETS, generator=generator
+                prior, shapes, turn_deg=turn, timesteps=timesteps, block_sets=block_sets, generator=generator
             )
             for (features, timestep), quality in found.items():
                 for table, key in ((totals, kind), (totals, "all"), (by_turn, turn)):
@@ -152,6 +154,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="of DDIM")
     parser.add_argument("--guidance-scale", type=float, default=7.5)
     parser.add_argument("--timesteps", type=int, nargs="+", default=list(TIMESTEPS), help="of the features")
+    parser.add_argument("--blocks", nargs="+", default=list(BLOCK_SETS), help="of the features, as 3 or 1,3")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -167,7 +170,11 @@ def main() -> None:
         table = samples_table(report)
     else:
         report = evaluate_features(
-            prior, prompts=arguments.prompts or 20, timesteps=tuple(arguments.timesteps), seed=arguments.seed
+            prior,
+            prompts=arguments.prompts or 20,
+            timesteps=tuple(arguments.timesteps),
+            blocks=tuple(arguments.blocks),
+            seed=arguments.seed,
         )
         table = features_table(report)
     header = {"fingerprint": prior.fingerprint, "seed": arguments.seed, "device": str(device)}

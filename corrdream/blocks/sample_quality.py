@@ -28,7 +28,7 @@ from corrdream.structures import CameraBatch
 ELEVATION, FOVY = 15.0, 40.0  # degrees, in the middle of training's cameras
 DISTANCE_SHARES = (0.80, 0.85, 0.90, 0.95, 1.00)  # times 1 / tan(fovy / 2); training draws from this range
 NOMINAL_SHARE = 0.90
-RESOLUTION = 64  # voxels a side of the hull
+RESOLUTION = 48  # voxels a side of the hull
 BACKGROUND_GAP = 0.12  # largest channel difference within the background
 PATTERN_SHARE = 0.10  # of a part's pixels that must show each of its colors, where it has several
 MARKER_SHARE = 0.02  # the same, of the color of a dot
