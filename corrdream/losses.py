@@ -4,11 +4,12 @@ Symbols: w weight, n normal, d ray direction (unit) of a sample; o opacity of a 
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from corrdream.structures import RenderOutput
 
@@ -56,10 +57,35 @@ def z_variance_loss(render: RenderOutput) -> Float[Tensor, ""]:
 
 def total_variation(grids: Iterable[Float[Tensor, "X Y Z C"]]) -> Float[Tensor, ""]:
     """Squared differences of neighbors: summed over axes and channels, averaged over nodes, summed over grids."""
-    total = torch.zeros(())
-    for grid in grids:
-        differences = [grid.diff(dim=axis).square().sum() for axis in range(3)]
-        total = total.to(grid) + torch.stack(differences).sum() / grid[..., 0].numel()
+    terms = [_squared_differences(grid) / grid[..., 0].numel() for grid in grids]
+    return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+class _SquaredDifferences(torch.autograd.Function):
+    """Sum of squared differences of neighbors; its gradient comes out of the same pass over the grid."""
+
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor) -> Tensor:
+        gradient, total = torch.zeros_like(grid), grid.new_zeros(())
+        for axis in range(3):
+            length = grid.shape[axis] - 1
+            difference = grid.diff(dim=axis)
+            gradient.narrow(axis, 0, length).sub_(difference)
+            gradient.narrow(axis, 1, length).add_(difference)
+            total += torch.linalg.vector_norm(difference).square()
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (gradient,) = ctx.saved_tensors
+        scaled: Tensor = gradient * (2 * grads[0])
+        return scaled
+
+
+def _squared_differences(grid: Tensor) -> Tensor:
+    total: Tensor = _SquaredDifferences.apply(grid)  # type: ignore[no-untyped-call]  # torch does not type it
     return total
 
 

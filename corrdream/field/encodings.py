@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from corrdream.field.interpolation import interpolate_nodes, refine_nodes, sum_rows, trilinear_weights
+from corrdream.field.interpolation import cell_corners, interpolate_nodes, refine_nodes, sum_rows, trilinear_weights
 
 HASH_PRIMES = (1, 2654435761, 805459861)  # arXiv:2201.05989, section 3
 UINT32 = 0xFFFFFFFF
@@ -116,8 +116,8 @@ class DenseGrid(nn.Module):
         """Channels, and the slope of channel 0: central differences of the nodes, interpolated (continuous in u)."""
         nodes = self.nodes()
         slope = torch.stack(torch.gradient(nodes[..., 0], spacing=1 / self.resolutions[-1]), dim=-1)
-        looked_up = interpolate_nodes(torch.cat((nodes, slope), dim=-1), points)
-        return looked_up[:, : self.output_dim], looked_up[:, self.output_dim :]
+        corners = cell_corners(points, nodes.shape[:3])
+        return sum_rows(nodes.flatten(0, 2), *corners), sum_rows(slope.flatten(0, 2), *corners)
 
 
 class FrequencyEncoding(nn.Module):

@@ -5,6 +5,7 @@ table[indices_pk]. The trilinear form sum_pkc weights_pk table[indices_pk, c] va
 each is an autograd function below whose backward consists of the other two, so that every order of derivative exists.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -107,23 +108,26 @@ def trilinear_weights(fraction: Float[Tensor, "3 P"]) -> Float[Tensor, "P 8"]:
     return torch.stack(corners, dim=1)
 
 
-def interpolate_nodes(nodes: Float[Tensor, "X Y Z C"], points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]:
-    """Trilinear interpolation of nodes that span the unit cube; points outside it take the border's value."""
-    _, num_y, num_z, _ = nodes.shape
-    position = torch.stack(
-        [axis.clamp(0, 1) * (size - 1) for axis, size in zip(points.unbind(1), nodes.shape[:3], strict=True)]
-    )
-    cell = torch.stack(
-        [
-            axis.floor().clamp(max=size - 2)
-            for axis, size in zip(position.detach().unbind(0), nodes.shape[:3], strict=True)
-        ]
-    )
+def cell_corners(points: Float[Tensor, "P 3"], size: Sequence[int]) -> tuple[Int[Tensor, "P 8"], Float[Tensor, "P 8"]]:
+    """Flat indices and trilinear weights of the nodes around each point; points outside the cube are moved into it.
+
+    `size` nodes along each axis span the unit cube, z fastest.
+    """
+    axes = points.unbind(1)
+    position = torch.stack([axis.clamp(0, 1) * (count - 1) for axis, count in zip(axes, size, strict=True)])
+    floors = position.detach().floor().unbind(0)
+    cell = torch.stack([floor.clamp(max=count - 2) for floor, count in zip(floors, size, strict=True)])
     x, y, z = cell.long().unbind(0)
+    _, num_y, num_z = size
     corner = torch.arange(8, device=points.device)
     offset = ((corner // 4) * num_y + corner // 2 % 2) * num_z + corner % 2
     indices = ((x * num_y + y) * num_z + z).unsqueeze(1) + offset
-    return sum_rows(nodes.flatten(0, 2), indices, trilinear_weights(position - cell))
+    return indices, trilinear_weights(position - cell)
+
+
+def interpolate_nodes(nodes: Float[Tensor, "X Y Z C"], points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]:
+    """Trilinear interpolation of nodes that span the unit cube; points outside it take the border's value."""
+    return sum_rows(nodes.flatten(0, 2), *cell_corners(points, nodes.shape[:3]))
 
 
 class _RefineAxis(torch.autograd.Function):

@@ -72,11 +72,16 @@ class TorchMarching:
         """The samples that light reaches and that are not transparent."""
         middle = (samples.t_starts + samples.t_ends) / 2
         ray = samples.ray_indices
-        values = density(torch.addcmul(rays.origins[ray], rays.directions[ray], middle[:, None]))
+        origin, direction = rays.origins.index_select(0, ray), rays.directions.index_select(0, ray)
+        values = density(torch.addcmul(origin, direction, middle[:, None]))
         _, reached, alpha = render_weights(values, samples, len(rays.origins))
         threshold = self.occupancy.occs.mean().clamp(max=self.alpha_threshold)
         kept = ((reached >= self.early_stop_transmittance) & (alpha >= threshold)).nonzero().squeeze(1)  # sync
-        return RaySamples(ray_indices=ray[kept], t_starts=samples.t_starts[kept], t_ends=samples.t_ends[kept])
+        return RaySamples(
+            ray_indices=ray.index_select(0, kept),
+            t_starts=samples.t_starts.index_select(0, kept),
+            t_ends=samples.t_ends.index_select(0, kept),
+        )
 
 
 def intersect_box(rays: RayBundle, bounds: Float[Tensor, "2 3"]) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:

@@ -61,14 +61,14 @@ def render_rays(
     ray = samples.ray_indices
     num_views, height, width = shape
     middle = (samples.t_starts + samples.t_ends) / 2
-    direction = rays.directions[ray]
-    points = torch.addcmul(rays.origins[ray], direction, middle[:, None])
+    direction = rays.directions.index_select(0, ray)
+    points = torch.addcmul(rays.origins.index_select(0, ray), direction, middle[:, None])
     scene = field(points, with_normal=with_normals or appearance.mode != "albedo")
     color = shade(
         scene.albedo,
         scene.normal,
         points=points,
-        light_position=lights.position[ray // (height * width)],
+        light_position=lights.position.index_select(0, ray // (height * width)),
         appearance=appearance,
     )
     weights, _, _ = render_weights(scene.density, samples, num_views * height * width)
@@ -77,7 +77,7 @@ def render_rays(
     sums = accumulate(weights[:, None] * torch.cat(columns, dim=1), ray, num_views * height * width)
     opacity, distance, foreground, normal = sums[:, :1], sums[:, 1:2], sums[:, 2:5], sums[:, 5:]
     behind = _behind(appearance, background, rays, height * width)
-    deviation = weights * (middle - distance.squeeze(1)[ray]) ** 2
+    deviation = weights * (middle - distance.squeeze(1).index_select(0, ray)) ** 2
     return RenderOutput(
         rgb=(foreground + behind * (1 - opacity)).unflatten(0, shape),
         opacity=opacity.squeeze(1).unflatten(0, shape),

@@ -28,7 +28,7 @@ def transmittance(tau: Float[Tensor, " S"], ray_indices: Int[Tensor, " S"], num_
     before = tau.double().cumsum(0) - tau
     rays = torch.arange(num_rays, device=tau.device)
     starts = torch.searchsorted(ray_indices, rays)  # of a ray without samples: never looked at
-    return torch.exp(before[starts[ray_indices]] - before).to(tau.dtype)
+    return torch.exp(before.index_select(0, starts.index_select(0, ray_indices)) - before).to(tau.dtype)
 
 
 def render_weights(
