@@ -110,7 +110,10 @@ def test_foreground_differs_from_the_border() -> None:
 def test_command_writes_both_reports(
     tiny_prior_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for what, options in (("samples", ["--steps", "2"]), ("features", ["--timesteps", "0", "--blocks", "1,3"])):
+    for what, options in (
+        ("samples", ["--steps", "2"]),
+        ("features", ["--timesteps", "0", "--blocks", "1,3", "--turns", "20"]),
+    ):
         path = tmp_path / f"{what}.json"
         arguments = [what, "--out", str(path), "--weights", str(tiny_prior_file), "--prompts", "1", *options]
         monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])

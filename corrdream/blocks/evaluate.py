@@ -67,7 +67,13 @@ def summarize_samples(found: list[SampleQuality]) -> dict[str, float]:
 
 
 def evaluate_features(
-    prior: BlocksPrior, *, prompts: int, timesteps: tuple[int, ...], blocks: tuple[str, ...], seed: int
+    prior: BlocksPrior,
+    *,
+    prompts: int,
+    timesteps: tuple[int, ...],
+    blocks: tuple[str, ...],
+    turns: tuple[float, ...],
+    seed: int,
 ) -> dict[str, Any]:
     """Shares of right matches by kind of surface, features, timestep and turn; `prompts` captions a kind."""
     totals: dict[tuple[str, str, int], MatchQuality] = {}
@@ -75,7 +81,7 @@ def evaluate_features(
     by_turn: dict[tuple[float, str, int], MatchQuality] = {}
     for kind in KINDS:
         shapes = draw_shapes(kind, prompts, seed)
-        for turn in TURNS:
+        for turn in turns:
             generator = torch.Generator(prior.device).manual_seed(seed + int(turn))
             found = measure_matches(
                 prior, shapes, turn_deg=turn, timesteps=timesteps, block_sets=block_sets, generator=generator
@@ -155,6 +161,7 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=7.5)
     parser.add_argument("--timesteps", type=int, nargs="+", default=list(TIMESTEPS), help="of the features")
     parser.add_argument("--blocks", nargs="+", default=list(BLOCK_SETS), help="of the features, as 3 or 1,3")
+    parser.add_argument("--turns", type=float, nargs="+", default=list(TURNS), help="degrees between the views")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -174,6 +181,7 @@ def main() -> None:
             prompts=arguments.prompts or 20,
             timesteps=tuple(arguments.timesteps),
             blocks=tuple(arguments.blocks),
+            turns=tuple(arguments.turns),
             seed=arguments.seed,
         )
         table = features_table(report)
