@@ -133,6 +133,6 @@ def preview_sheet(render: RenderOutput) -> Picture:
     return np.concatenate([frame_picture(render, view) for view in range(len(render.rgb))], axis=0)
 
 
-def strip(pictures: Sequence[Picture]) -> Picture:
+def strip(pictures: Sequence[Picture]) -> UInt8[np.ndarray, "H _ 3"]:
     """Pictures of one height, side by side."""
     return np.concatenate(list(pictures), axis=1)
