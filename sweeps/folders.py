@@ -70,6 +70,7 @@ class Sweep:
     trials: tuple[PlannedTrial, ...]
     base: dict[str, Any]  # the base configuration, against which the report shows differences
     versions: dict[str, str]
+    measured: dict[str, float] | None = None  # `plan.Measurement` of a trial, so that it is taken once
 
 
 @dataclass(frozen=True)
@@ -170,9 +171,8 @@ def hold_lock(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
             except BlockingIOError as error:
                 if time.monotonic() >= deadline:
                     file.seek(0)
-                    raise LockedError(
-                        f"{path.parent} is in use by {file.read().strip() or 'another process'}."
-                    ) from error
+                    holder = file.read().strip() or "another process"
+                    raise LockedError(f"{path.parent} is in use by {holder}; wait for it, or end it.") from error
                 time.sleep(0.2)
         file.seek(0)
         file.truncate()

@@ -117,6 +117,9 @@ class _ProgressCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type
     ) -> None:
         self._progress.report(_spec(trial).trial, result)
 
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self._progress.retry(_spec(trial).trial)
+
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._progress.fail(_spec(trial).trial, _cause(trial))
 

@@ -31,8 +31,8 @@ class Measurement:
 
     seconds_per_step: float
     start_seconds: float  # imports and loading the prior
-    memory_bytes: int  # peak of the process
-    checkpoint_bytes: int
+    memory_bytes: float  # peak of the process
+    checkpoint_bytes: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def concurrency(
     if limit:
         bounds.append(limit)
     if measured:
-        bounds.append(max(1, int(machine.memory_bytes * MEMORY_SHARE) // measured.memory_bytes))
+        bounds.append(max(1, int(machine.memory_bytes * MEMORY_SHARE / measured.memory_bytes)))
     return max(1, min(bounds))
 
 

@@ -45,8 +45,15 @@ class Progress:
         self.running.add(name)
         self._spent_before.pop(name, None)
 
+    def retry(self, name: str) -> None:
+        """The trial's process died; another one will continue it."""
+        self.running.discard(name)
+        self._write(f"{self._clock()}  {name} lost its process; another one continues from the newest checkpoint")
+
     def report(self, name: str, status: Mapping[str, Any]) -> None:
         """The trial took some steps, or ended."""
+        for text in status["warnings"]:
+            self._write(f"{self._clock()}  {name}: {text}")
         left = self._max_steps[name] - int(status["step"])
         if name in self._spent_before:  # the first report of an attempt holds what earlier ones spent
             self._steps_done += max(0, self._left[name] - left)
@@ -79,10 +86,14 @@ class Progress:
         """How far, how fast, how long, how good."""
         total = len(self._sweep.trials)
         ended = total - len(self._left) + len(self.ended)
-        steps = ", ".join(
-            f"{self._max_steps[name] - self._left[name]}/{self._max_steps[name]}" for name in sorted(self.running)[:4]
-        )
-        parts = [f"{ended} of {total} trials done, {len(self.running)} running" + (f" (step {steps})" if steps else "")]
+        shown = [
+            f"step {self._max_steps[name] - self._left[name]}/{self._max_steps[name]}"
+            if name in self._spent_before
+            else "starting"
+            for name in sorted(self.running)[:4]
+        ]
+        where = f" ({', '.join(shown)})" if shown else ""
+        parts = [f"{ended} of {total} trials done, {len(self.running)} running{where}"]
         pace = self._pace()
         if pace:
             parts.append(f"{1 / pace:.1f} steps/s each")

@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.dry_run:
             return 0
         if job.is_new:
-            create_sweep(job.folder, job.sweep)
+            measured = dataclasses.asdict(placement.measured) if placement.measured else None
+            create_sweep(job.folder, dataclasses.replace(job.sweep, measured=measured))
         with hold_lock(job.folder.path / "driver.lock"):
             return run(job, placement, arguments)
     except ValueError as error:  # ours, corrdream's and the configuration's: all of one line
@@ -239,7 +240,9 @@ def place(job: Job, arguments: argparse.Namespace) -> Placement:
     if not arguments.address:
         plan.concurrency(machine, trials=trials, cpus=cpus, gpus=gpus, limit=None, measured=None)
     plan.check_disk(job.folder.path, trials=trials, keep=config.output.checkpoint_keep, measured=None)
-    if not gpus or machine.gpus:
+    if job.sweep.measured:
+        measured = plan.Measurement(**job.sweep.measured)
+    elif not gpus or machine.gpus:
         measured = plan.measure(config, cpus=cpus, gpus=gpus)
         plan.check_disk(job.folder.path, trials=trials, keep=config.output.checkpoint_keep, measured=measured)
     if not arguments.address:

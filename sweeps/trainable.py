@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from ray import tune
 
-from corrdream import TrainingDivergedError, build_prior, finish_run, load_config, open_run
-from sweeps.folders import State, Status, SweepError, SweepFolder, hold_lock, read_status, write_status
+import corrdream
+from sweeps.folders import LockedError, State, Status, SweepError, SweepFolder, hold_lock, read_status, write_status
+from sweeps.logs import Warnings, trial_log
 from sweeps.tracking import Tracker, WandbMode
 
 LOCK_WAIT_SECONDS = 60.0  # the workers of a killed driver live on for some seconds
 
 # What another attempt would only repeat. Anything else (a lost GPU, a file server that hung) is raised, and Tune tries
 # again in a new process.
-HOPELESS = (ValueError, TrainingDivergedError)
+HOPELESS = (ValueError, corrdream.TrainingDivergedError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Opens another trial with the prior that is loaded."""
-        self._close()
+        self._resources.close()
         self._open(Spec.from_text(new_config["spec"]))
         return True
 
@@ -71,18 +72,15 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
             try:
                 self._advance()
             except HOPELESS as error:
-                self._fail(error)
+                self._record(state="failed", error=_line(error))
             except Exception as error:
                 self._record(error=_line(error))
                 raise
-            finally:
-                self._status = dataclasses.replace(
-                    self._status, seconds=self._status.seconds + time.monotonic() - begun
-                )
-            self._record()
-        if self._status.state != "running":
-            self._close()
-        return dataclasses.asdict(self._status) | {"done": self._status.state != "running"}
+            self._record(seconds=self._status.seconds + time.monotonic() - begun)
+        is_done = self._status.state != "running"
+        if is_done:
+            self._resources.close()
+        return dataclasses.asdict(self._status) | {"done": is_done, "warnings": self._warnings.take()}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Saves in the trial's own folder; Tune gets the step."""
@@ -94,37 +92,43 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
 
     def cleanup(self) -> None:
         """Lets the trial go."""
-        self._close()
+        self._resources.close()
 
     def _open(self, spec: Spec) -> None:
-        """Continues the trial where its folder says, or starts it."""
+        """Continues the trial where its folder says, or starts it; not at all if the sweep is being stopped."""
         sweep_folder = SweepFolder(Path(spec.sweep_folder))
         self._folder = sweep_folder.trial(spec.trial)
         self._stop_file = sweep_folder.stop_file
         self._report_seconds = spec.report_seconds
         self._resources = ExitStack()
+        self._warnings = Warnings()
         self._status = Status(identity=spec.identity)
         if self._stop_file.exists():
             self._status = dataclasses.replace(self._status, state="stopped")
             return
         try:
             self._open_run(spec, sweep_folder)
+        except LockedError:  # status.json is the other process's
+            raise
         except HOPELESS as error:
-            self._fail(error)
+            self._record(state="failed", error=_line(error))
 
     def _open_run(self, spec: Spec, sweep_folder: SweepFolder) -> None:
         if not sweep_folder.sweep_file.exists():
-            raise SweepError(
-                f"node {os.uname().nodename} does not see {sweep_folder.path}; choose a --storage that all nodes share."
-            )
+            node = os.uname().nodename
+            raise SweepError(f"node {node} does not see {sweep_folder.path}; choose a --storage that all nodes share.")
         torch.set_num_threads(spec.cpus)
         self._resources.enter_context(hold_lock(self._folder / "trial.lock", wait_seconds=LOCK_WAIT_SECONDS))
+        self._warnings = self._resources.enter_context(trial_log(self._folder))
         before = read_status(self._folder, spec.identity)
-        self._status = dataclasses.replace(before, state="running", attempts=before.attempts + 1, error="")
-        config = load_config((), spec.config)
+        config = corrdream.load_config((), spec.config)
+        self._status = dataclasses.replace(
+            before, state="running", max_steps=config.max_steps, attempts=before.attempts + 1, error=""
+        )
+        self._record()
         device = torch.device("cpu") if config.device == "auto" and not spec.gpus else None
-        self._prior = self._prior or build_prior(config, device)
-        self._trainer, self._run = open_run(self._folder, config, prior=self._prior, device=device)
+        self._prior = self._prior or corrdream.build_prior(config, device)
+        self._trainer, self._run = corrdream.open_run(self._folder, config, prior=self._prior, device=device)
         self._tracker = Tracker(
             self._folder,
             mode=spec.wandb_mode,
@@ -134,35 +138,27 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
             config=spec.config,
         )
         self._resources.callback(self._tracker.close)
-        self._status = dataclasses.replace(self._status, max_steps=config.max_steps)
-        self._record()
 
     def _advance(self) -> None:
+        """Some steps, and what follows from where they end."""
         report = self._trainer.fit(self._run, seconds=self._report_seconds, should_stop=self._stop_file.exists)
         self._tracker.update()
         state: State = "running"
         if report.finished:
-            grades = finish_run(self._trainer, self._run)
+            grades = corrdream.finish_run(self._trainer, self._run)
             known = {key: value for key, value in grades.items() if value is not None}
-            pictures = {name: self._folder / f"{name}.png" for name in ("turntable", "normals")}
-            self._tracker.close(known, pictures)
+            self._tracker.close(known, {name: self._folder / f"{name}.png" for name in ("turntable", "normals")})
             state = "finished"
         elif self._stop_file.exists():
             self._trainer.save_to(self._run)  # it may have come after the last look at it
             state = "stopped"
         self._status = dataclasses.replace(self._status, state=state, step=report.step)
 
-    def _fail(self, error: Exception) -> None:
-        self._record(state="failed", error=_line(error))
-
     def _record(self, **changes: Any) -> None:
         """Updates status.json; where even that cannot be written, the driver still hears of it."""
         self._status = dataclasses.replace(self._status, **changes)
         with suppress(OSError):
             write_status(self._folder, self._status)
-
-    def _close(self) -> None:
-        self._resources.close()
 
 
 def _line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,3 +97,16 @@ def read_json(path: Path) -> dict[str, object]:
     plain = json.loads(path.read_text())
     assert isinstance(plain, dict)
     return plain
+
+
+def tiny_overrides(prior: Path, **changes: Any) -> dict[str, Any]:
+    """The smallest run of the real parts, some 25 ms a step: the tiny prior, 16 px, a coarse grid."""
+    return {
+        "prompt": "a snowman",
+        "prior.checkpoint": str(prior),
+        "cameras.resolution": 16,
+        "rendering.num_samples_per_ray": 16,
+        "field.dense_grid.resolutions": [8],
+        "correspondence.feature_blocks": [1],
+        "output.checkpoint_every": 2,
+    } | changes

@@ -1,0 +1,226 @@
+"""A grid file becomes checked trials, or one line that says what is wrong with it."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+import corrdream
+from corrdream.schedules import Piecewise
+from sweeps.grids import (
+    CONFIGS,
+    Grid,
+    GridError,
+    base_config,
+    default_labels,
+    describe,
+    expand,
+    find_config,
+    load_grid,
+    parse_prompts,
+    parse_seeds,
+)
+
+RESCALE = "guidance.guidance_rescale"
+SHIPPED = sorted(path.stem for path in (CONFIGS / "grids").glob("*.yaml"))
+
+
+@pytest.fixture
+def base(tmp_path: Path, tiny_prior_file: Path) -> Path:
+    path = tmp_path / "base.yaml"
+    path.write_text(f"max_steps: 20\nprior: {{checkpoint: {tiny_prior_file}}}\n")
+    return path
+
+
+def write_grid(folder: Path, **changes: Any) -> str:
+    plain = {"config": "base.yaml", "parameters": {RESCALE: [0.0, 0.5]}, "prompts": ["a snowman"], "seeds": [0]}
+    plain |= changes
+    path = folder / "mine.yaml"
+    path.write_text(OmegaConf.to_yaml({key: value for key, value in plain.items() if value is not None}))
+    return str(path)
+
+
+def test_trials_are_settings_times_prompts_times_seeds(tmp_path: Path, base: Path):
+    path = write_grid(tmp_path, prompts=["a snowman", "a red cone"], seeds=[0, 1, 2])
+    trials = expand(load_grid(path))
+    points = [(trial.labels[RESCALE], trial.prompt, trial.seed) for trial in trials]
+    assert set(points) == set(itertools.product(["0", "0.5"], ["a snowman", "a red cone"], [0, 1, 2]))
+    assert len(points) == 12
+    assert points[0][1:] == points[1][1:], "settings change fastest"
+
+
+def test_a_trial_has_its_whole_configuration(tmp_path: Path, base: Path):
+    trial = expand(load_grid(write_grid(tmp_path, seeds=[3])), ["output.checkpoint_every=7"])[1]
+    assert trial.config == corrdream.load_config(
+        [base], {RESCALE: 0.5, "prompt": "a snowman", "seed": 3, "output.checkpoint_every": 7}
+    )
+    assert trial.config.schedule_steps == 20
+
+
+def test_two_parameters_give_every_combination(tmp_path: Path, base: Path):
+    grid = load_grid(write_grid(tmp_path, parameters={RESCALE: [0, 0.5], "guidance.guidance_scale": [5, 7.5, 10]}))
+    labels = [describe(trial.labels) for trial in expand(grid)]
+    assert len(set(labels)) == 6
+    assert labels[0] == "guidance_rescale=0, guidance_scale=5"
+
+
+def test_a_choice_may_be_a_schedule_with_a_name(tmp_path: Path, base: Path):
+    schedule = {"progress": [0.0, 0.5], "values": [25.0, 5.0], "interpolate": "hold"}
+    choices = [7.5, {"label": "25 then 5", "value": schedule}]
+    first, second = expand(load_grid(write_grid(tmp_path, parameters={"guidance.guidance_scale": choices})))
+    assert first.config.guidance.guidance_scale == 7.5
+    assert second.config.guidance.guidance_scale == Piecewise(
+        progress=[0.0, 0.5], values=[25.0, 5.0], interpolate="hold"
+    )
+    assert second.labels == {"guidance.guidance_scale": "25 then 5"}
+    assert "25-then-5" in second.name
+
+
+def test_a_choice_may_set_several_keys(tmp_path: Path, base: Path):
+    off = {"label": "off", "set": {"correspondence.enabled": False, RESCALE: 0.3}}
+    first, second = expand(load_grid(write_grid(tmp_path, parameters={"method": [off, {"label": "on", "set": {}}]})))
+    assert (first.config.correspondence.enabled, first.config.guidance.guidance_rescale) == (False, 0.3)
+    assert second.config.correspondence.enabled
+
+
+def test_parameters_in_the_form_of_wandb_are_read_too(tmp_path: Path, base: Path):
+    parameters = {RESCALE: {"values": [0, 0.5]}, "guidance.guidance_scale": {"value": 5}}
+    trials = expand(load_grid(write_grid(tmp_path, parameters=parameters)))
+    assert [trial.config.guidance.guidance_rescale for trial in trials] == [0, 0.5]
+    assert {trial.config.guidance.guidance_scale for trial in trials} == {5}
+
+
+def test_identities_and_folders_of_trials_differ_and_stay(tmp_path: Path, base: Path):
+    path = write_grid(tmp_path, prompts=["a snowman", "a red cone"], seeds=[0, 1])
+    trials = expand(load_grid(path))
+    assert len({trial.identity for trial in trials}) == len({trial.name for trial in trials}) == 8
+    assert expand(load_grid(path)) == trials
+    longer = expand(load_grid(path), ["max_steps=21"])
+    assert not {trial.identity for trial in longer} & {trial.identity for trial in trials}
+
+
+def test_the_default_is_the_setting_that_changes_nothing(tmp_path: Path, base: Path):
+    assert default_labels(load_grid(write_grid(tmp_path))) == {RESCALE: "0.5"}
+    assert default_labels(load_grid(write_grid(tmp_path, parameters={RESCALE: [0, 0.3]}))) is None
+    assert default_labels(load_grid(write_grid(tmp_path, overrides={RESCALE: 0.3}))) is None
+
+
+def test_overrides_of_the_grid_reach_every_trial_and_the_base(tmp_path: Path, base: Path):
+    grid = load_grid(write_grid(tmp_path, overrides={"max_steps": 5}))
+    assert {trial.config.max_steps for trial in expand(grid)} == {5}
+    assert base_config(grid).max_steps == 5
+    assert {trial.config.max_steps for trial in expand(grid, ["max_steps=6"])} == {6}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_grid_is_found_from_anywhere_and_every_point_of_it_is_valid(
+    name: str, tmp_path: Path, tiny_prior_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    grid = load_grid(name)
+    narrow = Grid(**{**vars(grid), "seeds": grid.seeds[:1], "prompts": grid.prompts[:1]})
+    trials = expand(narrow, [f"prior.checkpoint={tiny_prior_file}"])
+    assert len(trials) == len(list(grid.settings()))
+    for prompt in grid.prompts:
+        corrdream.check_prompt(corrdream.load_config([grid.config], {"prompt": prompt}))
+
+
+def test_the_shipped_rescale_grid_is_eight_short_runs():
+    grid = load_grid("rescale")
+    assert [choice.label for choice in grid.parameters[RESCALE]] == ["0", "0.3", "0.5", "0.7"]
+    assert (len(grid.prompts), len(grid.seeds)) == (2, 1)
+    assert default_labels(grid) == {RESCALE: "0.5"}
+
+
+def test_a_configuration_is_found_beside_the_grid_then_here_then_among_the_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    shipped = next(CONFIGS.glob("*.yaml"))
+    assert find_config(shipped.name) == shipped.resolve()
+    assert find_config(shipped.stem) == shipped.resolve()
+    (tmp_path / shipped.name).touch()
+    assert find_config(shipped.name) == tmp_path / shipped.name
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    (beside / shipped.name).touch()
+    assert find_config(shipped.name, beside) == beside / shipped.name
+
+
+BAD_GRIDS = {
+    "unknown key": ({"seds": [0]}, "unknown key 'seds'; did you mean seeds?"),
+    "unknown configuration key": ({"parameters": {"guidance.rescale": [0, 1]}}, "guidance.rescale"),
+    "value out of range": ({"parameters": {RESCALE: [0, 1.5]}}, "must be in [0, 1], got 1.5"),
+    "wrong type": ({"parameters": {RESCALE: ["much"]}}, "much"),
+    "no values": ({"parameters": {RESCALE: []}}, "is an empty list"),
+    "no list": ({"parameters": {RESCALE: 0.5}}, "write [0.5]"),
+    "value twice": ({"parameters": {RESCALE: [0.5, 0.50]}}, "has '0.5' twice"),
+    "same run twice": (
+        {"parameters": {"a": [{"label": "x", "set": {}}, {"label": "y", "set": {}}]}},
+        "are the same run",
+    ),
+    "label that is no text": ({"parameters": {"a": [{"label": False, "set": {}}]}}, "quote words like 'off'"),
+    "label without value": ({"parameters": {RESCALE: [{"label": "x"}]}}, "one of value and set"),
+    "no prompts": ({"prompts": None}, "prompts must be a list"),
+    "empty prompts": ({"prompts": []}, "prompts is empty"),
+    "prompt twice": ({"prompts": ["a snowman", "a  snowman"]}, "has 'a snowman' twice"),
+    "unknown word": ({"prompts": ["a snowman", "a red xylophone"]}, "xylophone"),
+    "wrong seeds": ({"seeds": [0, -1]}, "whole numbers from 0"),
+    "text as seed": ({"seeds": ["zero"]}, "whole numbers from 0"),
+    "unknown metric": ({"metric": "beauty"}, "metric must be one of viou_solid"),
+    "unknown mode": ({"mode": "best"}, "mode must be max or min"),
+    "no base": ({"config": "nothing.yaml"}, "nothing.yaml does not exist"),
+    "wrong step count": ({"overrides": {"max_steps": 0}}, "max_steps must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_GRIDS)
+def test_a_wrong_grid_is_refused_in_one_line_that_names_what_is_wrong(case: str, tmp_path: Path, base: Path):
+    changes, message = BAD_GRIDS[case]
+    with pytest.raises(GridError) as caught:
+        expand(load_grid(write_grid(tmp_path, **changes)))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "- a list", "prompts: [", "a: 1\na: 2"])
+def test_a_file_that_is_no_grid_is_refused(content: str, tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(GridError, match=r"mine\.yaml"):
+        load_grid(str(path))
+
+
+def test_an_unknown_grid_is_answered_with_a_close_one(tmp_path: Path):
+    with pytest.raises(GridError, match="did you mean rescale"):
+        load_grid("rescal")
+    with pytest.raises(GridError, match="does not exist"):
+        load_grid(str(tmp_path / "no.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (f"{RESCALE}=0.3", f"varies {RESCALE}"),
+        ("guidance={guidance_scale: 5}", f"varies {RESCALE}"),
+        ("prompt=a snowman", "use --prompts"),
+        ("seed=3", "use --seeds"),
+        ("guidance.scale=3", "guidance.scale"),
+        ("max_steps", "key=value"),
+    ],
+)
+def test_an_override_that_contradicts_the_grid_is_refused(override: str, message: str, tmp_path: Path, base: Path):
+    with pytest.raises(GridError) as caught:
+        expand(load_grid(write_grid(tmp_path)), [override])
+    assert message in str(caught.value)
+
+
+def test_prompts_and_seeds_of_the_command_line_are_checked_the_same_way():
+    assert parse_prompts([" a  snowman "], "--prompts") == ("a snowman",)
+    with pytest.raises(GridError, match="--prompts"):
+        parse_prompts(["  "], "--prompts")
+    assert parse_seeds([2, 0], "--seeds") == (2, 0)
+    with pytest.raises(GridError, match="--seeds"):
+        parse_seeds([True], "--seeds")

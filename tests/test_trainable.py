@@ -1,0 +1,216 @@
+"""The adapter: a trial's folder holds the truth, whichever process works on it. No cluster is needed."""
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import corrdream
+from sweeps import trainable
+from sweeps.folders import LockedError, SweepFolder, hold_lock, read_status
+from sweeps.trainable import CorrDreamTrainable, Spec
+from tests.sweep_folders import tiny_overrides
+
+STEPS = 16  # of which 4, 6 and 8 are correspondence steps
+UNGRADED = "snowman red"  # known words, but no caption: saves the time to grade
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make_spec(tmp_path: Path, tiny_prior_file: Path) -> Callable[..., Spec]:
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.path.mkdir()
+    folder.sweep_file.touch()
+
+    def make(trial: str = "first", report_seconds: float = 600.0, **overrides: Any) -> Spec:
+        config = corrdream.load_config(
+            (), tiny_overrides(tiny_prior_file, prompt=UNGRADED, max_steps=STEPS) | overrides
+        )
+        return Spec(
+            sweep_folder=str(folder.path),
+            trial=trial,
+            identity=corrdream.identity(config),
+            config=corrdream.config_to_dict(config),
+            cpus=1,
+            gpus=0.0,
+            report_seconds=report_seconds,
+            wandb_mode="disabled",
+        )
+
+    return make
+
+
+def start(spec: Spec) -> CorrDreamTrainable:
+    return CorrDreamTrainable(config={"spec": spec.to_text()})
+
+
+def folder_of(spec: Spec) -> Path:
+    return SweepFolder(Path(spec.sweep_folder)).trial(spec.trial)
+
+
+def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    newest = max(folder.glob("checkpoints/*.safetensors"))
+    return {name: tensor.clone() for name, tensor in load_file(newest).items()}  # not mapped to the file
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_a_trial_runs_to_its_end_and_leaves_a_run_folder(make_spec: Callable[..., Spec]):
+    spec = make_spec(prompt="a snowman")
+    result = start(spec).train()
+    assert (result["done"], result["state"], result["step"], result["attempts"]) == (True, "finished", STEPS, 1)
+    names = {path.name for path in folder_of(spec).iterdir()}
+    assert names >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "turntable.png",
+        "normals.png",
+        "grade.json",
+        "log.txt",
+    }
+    status = read_status(folder_of(spec), spec.identity)
+    assert (status.state, status.step, status.max_steps) == ("finished", STEPS, STEPS)
+    assert status.seconds > 0
+
+
+def test_a_trial_is_reported_every_few_seconds(make_spec: Callable[..., Spec]):
+    trial = start(make_spec(report_seconds=0.01))
+    steps = []
+    while not (result := trial.train())["done"]:
+        steps.append(result["step"])
+    assert steps == sorted(set(steps))
+    assert len(steps) > 1
+
+
+def test_the_next_trial_keeps_the_prior_and_equals_one_in_a_fresh_process(make_spec: Callable[..., Spec]):
+    first, second = make_spec("first"), make_spec("second", seed=1)
+    reused = start(first)
+    reused.train()
+    prior = reused._prior
+    assert reused.reset_config({"spec": second.to_text()}) is True
+    assert reused.train()["state"] == "finished"
+    assert reused._prior is prior
+    reused_tensors = final_tensors(folder_of(second))
+    shutil.rmtree(folder_of(second))
+    start(second).train()
+    assert_equal(final_tensors(folder_of(second)), reused_tensors)
+
+
+@pytest.mark.parametrize("stop_after", [3, 5, 8])
+def test_a_stopped_trial_saves_and_its_continuation_equals_an_undisturbed_run(
+    stop_after: int, make_spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
+):
+    undisturbed = make_spec("undisturbed")
+    start(undisturbed).train()
+    spec = dataclasses.replace(undisturbed, trial="disturbed")
+    stop_file = SweepFolder(Path(spec.sweep_folder)).stop_file
+    trial = start(spec)
+    take_step = trial._trainer.train_step
+
+    def stop_when_due() -> dict[str, float]:
+        if trial._trainer.step == stop_after - 1:
+            stop_file.touch()
+        return take_step()
+
+    monkeypatch.setattr(trial._trainer, "train_step", stop_when_due)
+    result = trial.train()
+    assert (result["done"], result["state"], result["step"]) == (True, "stopped", stop_after)
+    stop_file.unlink()
+    result = start(spec).train()
+    assert (result["state"], result["attempts"]) == ("finished", 2)
+    assert_equal(final_tensors(folder_of(spec)), final_tensors(folder_of(undisturbed)))
+    lines = [(folder_of(one) / "metrics.jsonl").read_text().count("\n") for one in (spec, undisturbed)]
+    assert lines == [STEPS, STEPS]
+
+
+def test_while_the_sweep_stops_no_trial_is_opened(make_spec: Callable[..., Spec]):
+    spec = make_spec()
+    SweepFolder(Path(spec.sweep_folder)).stop_file.touch()
+    result = start(spec).train()
+    assert (result["done"], result["state"]) == (True, "stopped")
+    assert not folder_of(spec).exists()
+
+
+def test_a_torn_checkpoint_is_reported_and_the_one_before_it_is_used(make_spec: Callable[..., Spec]):
+    spec = make_spec()
+    start(spec).train()
+    whole = final_tensors(folder_of(spec))
+    newest = max(folder_of(spec).glob("checkpoints/*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    again = start(spec)
+    assert again._trainer.step == STEPS - 2
+    result = again.train()
+    assert newest.name in result["warnings"][0]
+    assert newest.name in (folder_of(spec) / "log.txt").read_text()
+    assert_equal(final_tensors(folder_of(spec)), whole)
+
+
+def test_a_diverging_trial_fails_with_its_reason_and_is_not_tried_again(make_spec: Callable[..., Spec]):
+    spec = make_spec(**{"optimizer.encoding_lr": 1e30})
+    result = start(spec).train()
+    assert (result["done"], result["state"]) == (True, "failed")
+    assert "not finite" in result["error"]
+    assert read_status(folder_of(spec), spec.identity).error == result["error"]
+
+
+def test_after_a_failed_trial_the_process_can_run_the_next(make_spec: Callable[..., Spec]):
+    trial = start(make_spec("bad", **{"optimizer.encoding_lr": 1e30}))
+    trial.train()
+    assert trial.reset_config({"spec": make_spec("good").to_text()})
+    assert trial.train()["state"] == "finished"
+
+
+def test_an_unexpected_error_is_recorded_and_raised_so_that_tune_tries_again(
+    make_spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
+):
+    spec = make_spec()
+    trial = start(spec)
+
+    def lose_the_device() -> dict[str, float]:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(trial._trainer, "train_step", lose_the_device)
+    with pytest.raises(RuntimeError, match="device lost"):
+        trial.train()
+    assert "device lost" in read_status(folder_of(spec), spec.identity).error
+    trial.cleanup()
+    assert start(spec).train()["state"] == "finished"
+
+
+def test_a_storage_that_the_node_does_not_see_fails_the_trial_with_the_cure(make_spec: Callable[..., Spec]):
+    spec = make_spec()
+    SweepFolder(Path(spec.sweep_folder)).sweep_file.unlink()
+    result = start(spec).train()
+    assert result["state"] == "failed"
+    assert "--storage that all nodes share" in result["error"]
+
+
+def test_two_processes_never_work_on_one_trial(make_spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trainable, "LOCK_WAIT_SECONDS", 0.3)
+    spec = make_spec()
+    with hold_lock(folder_of(spec) / "trial.lock"), pytest.raises(LockedError, match="in use by process"):
+        start(spec)
+    assert start(spec).train()["state"] == "finished"
+
+
+def test_logging_is_as_before_after_a_trial(make_spec: Callable[..., Spec]):
+    handlers = list(logging.getLogger("corrdream").handlers)
+    start(make_spec()).train()
+    assert logging.getLogger("corrdream").handlers == handlers
