@@ -11,6 +11,8 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 
 from sweeps.folders import SweepError, SweepFolder
@@ -19,6 +21,10 @@ from sweeps.trainable import CorrDreamTrainable, Spec
 
 OBJECT_STORE_BYTES = 100_000_000  # only scalars travel
 MAX_RETRIES = 2  # of a trial whose process dies
+
+
+class SchedulingError(RuntimeError):
+    """Ray or Tune gave up; what the trials have saved is not touched by that."""
 
 
 @contextmanager
@@ -37,7 +43,7 @@ def ray_session(address: str | None, *, num_cpus: int, num_gpus: int) -> Iterato
                 object_store_memory=OBJECT_STORE_BYTES,
                 **quiet,
             )
-    except (RuntimeError, ConnectionError, ValueError, OSError, ray.exceptions.RayError) as error:
+    except (RuntimeError, ConnectionError, ValueError, OSError, RayError) as error:
         what = f"cannot join Ray at {address}" if address else "cannot start Ray"
         raise SweepError(f"{what}: {_one_line(error)}") from error
     try:
@@ -82,7 +88,10 @@ def run_trials(
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except (OSError, TuneError, RayError) as error:
+        raise SchedulingError(_one_line(error)) from error
 
 
 def _trial_name(trial: TuneTrial) -> str:
