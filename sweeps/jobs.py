@@ -1,0 +1,168 @@
+"""What the command line asks for, checked and planned before Ray starts; nothing here is written."""
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import corrdream
+from sweeps import plan
+from sweeps.folders import PlannedTrial, Sweep, SweepError, SweepFolder, load_sweep, read_status
+from sweeps.grids import Grid, base_config, default_labels, expand, find_config, load_grid, parse_prompts, parse_seeds
+from sweeps.tracking import wandb_mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A sweep and what is left to do of it."""
+
+    sweep: Sweep
+    folder: SweepFolder
+    unfinished: tuple[PlannedTrial, ...]
+    steps_left: dict[str, int]
+    is_new: bool
+
+    def config(self) -> corrdream.Config:
+        """The first unfinished trial's."""
+        return corrdream.load_config((), self.unfinished[0].config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where trials run, and what that is expected to take."""
+
+    machine: plan.Machine
+    gpus: float
+    measured: plan.Measurement | None
+    concurrent: int | None  # None: as many as the cluster holds
+
+
+def new_job(arguments: argparse.Namespace) -> Job:
+    """A sweep that does not exist yet, every trial checked; writes nothing."""
+    grid = _narrowed(load_grid(arguments.grid or "rescale"), arguments)
+    overrides = [*arguments.overrides, *([f"max_steps={arguments.max_steps}"] if arguments.max_steps else [])]
+    folder = _new_folder(arguments, grid.name)
+    trials = tuple(
+        PlannedTrial(**{**vars(trial), "labels": dict(trial.labels), "config": corrdream.config_to_dict(trial.config)})
+        for trial in expand(grid, overrides)
+    )
+    sweep = Sweep(
+        name=folder.path.name,
+        grid=grid.name,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        command=list(sys.argv),
+        metric=grid.metric,
+        mode=grid.mode,
+        default=default_labels(grid, overrides),
+        trials=trials,
+        base=corrdream.config_to_dict(base_config(grid, overrides)),
+        versions={package: version(package) for package in ("corrdream", "ray", "torch", "numpy")},
+    )
+    steps = {trial.name: int(trial.config["max_steps"]) for trial in trials}
+    return Job(sweep=sweep, folder=folder, unfinished=trials, steps_left=steps, is_new=True)
+
+
+def _narrowed(grid: Grid, arguments: argparse.Namespace) -> Grid:
+    """The grid with what the command line replaces of it."""
+    if arguments.config:
+        grid = dataclasses.replace(grid, config=find_config(arguments.config))
+    if arguments.prompts:
+        grid = dataclasses.replace(grid, prompts=parse_prompts(arguments.prompts, "--prompts"))
+    if arguments.seeds:
+        seeds = [int(text) if text.isdecimal() else text for text in arguments.seeds]
+        grid = dataclasses.replace(grid, seeds=parse_seeds(seeds, "--seeds"))
+    return grid
+
+
+def _new_folder(arguments: argparse.Namespace, grid_name: str) -> SweepFolder:
+    """A folder that does not exist and can be made."""
+    storage = arguments.storage.expanduser().resolve()
+    name = arguments.name or f"{grid_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not re.fullmatch(r"[A-Za-z0-9][\w.=-]*", name):
+        raise SweepError(f"--name {name!r} must be letters, digits, '.', '_', '-' and '='.")
+    number = 1
+    while (storage / name).exists() and not arguments.name:
+        number += 1
+        name = f"{name.rpartition('+')[0] or name}+{number}"
+    if (storage / name).exists():
+        raise SweepError(f"{storage / name} exists; choose another --name, or continue it with --resume {name}.")
+    existing = next(path for path in (storage, *storage.parents) if path.exists())
+    if not existing.is_dir():
+        raise SweepError(f"cannot write to {storage}: {existing} is a file; choose another place with --storage.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise SweepError(f"cannot write to {existing}; choose another place with --storage.")
+    return SweepFolder(storage / name)
+
+
+def resumed_job(arguments: argparse.Namespace) -> Job:
+    """What an interrupted sweep has left to do; SweepError if its trials would not be the same any more."""
+    decided = {"--grid": arguments.grid, "--config": arguments.config, "--prompts": arguments.prompts}
+    decided |= {"--seeds": arguments.seeds, "--max-steps": arguments.max_steps, "--name": arguments.name}
+    given = [option for option, value in decided.items() if value] + arguments.overrides
+    if given:
+        raise SweepError(f"--resume takes the trials from the sweep; leave out {given[0]}, or start a new sweep.")
+    folder = SweepFolder(arguments.storage.expanduser().resolve() / arguments.resume)
+    sweep = load_sweep(folder)
+    first = sweep.trials[0]
+    if corrdream.identity(corrdream.load_config((), first.config)) != first.identity:
+        raise SweepError(
+            f"{folder.path} was computed with other sources of corrdream or another prior;"
+            " go back to those, or start a new sweep."
+        )
+    states = {trial.name: read_status(folder.trial(trial.name), trial.identity) for trial in sweep.trials}
+    unfinished = tuple(trial for trial in sweep.trials if states[trial.name].state != "finished")
+    steps = {trial.name: int(trial.config["max_steps"]) - states[trial.name].step for trial in unfinished}
+    return Job(sweep=sweep, folder=folder, unfinished=unfinished, steps_left=steps, is_new=False)
+
+
+def place(job: Job, arguments: argparse.Namespace) -> Placement:
+    """Measures a step, and fits trials into what there is; SweepError if they cannot fit."""
+    machine, config = plan.this_machine(), job.config()
+    gpus = arguments.gpus_per_trial
+    if gpus is None:
+        gpus = 1.0 if machine.gpus and config.device != "cpu" and not arguments.address else 0.0
+    if gpus < 0:
+        raise SweepError(f"--gpus-per-trial must not be negative, got {gpus:g}.")
+    trials, cpus = len(job.unfinished), arguments.cpus_per_trial
+    measured = concurrent = None
+    if not arguments.address:
+        plan.concurrency(machine, trials=trials, cpus=cpus, gpus=gpus, limit=None, measured=None)
+    plan.check_disk(job.folder.path, trials=trials, keep=config.output.checkpoint_keep, measured=None)
+    if job.sweep.measured:
+        measured = plan.Measurement(**job.sweep.measured)
+    elif not gpus or machine.gpus:
+        measured = plan.measure(config, cpus=cpus, gpus=gpus)
+        plan.check_disk(job.folder.path, trials=trials, keep=config.output.checkpoint_keep, measured=measured)
+    if not arguments.address:
+        limit = arguments.max_concurrent
+        concurrent = plan.concurrency(machine, trials=trials, cpus=cpus, gpus=gpus, limit=limit, measured=measured)
+    return Placement(machine=machine, gpus=gpus, measured=measured, concurrent=concurrent)
+
+
+def plan_text(job: Job, placement: Placement, arguments: argparse.Namespace) -> str:
+    """What will be done, where, and how long it will take."""
+    sweep, done = job.sweep, len(job.sweep.trials) - len(job.unfinished)
+    settings = len({tuple(trial.labels.items()) for trial in sweep.trials})
+    prompts = len({trial.prompt for trial in sweep.trials})
+    pairs = len({(trial.prompt, trial.seed) for trial in sweep.trials})
+    steps = list(job.steps_left.values())
+    concurrent = placement.concurrent or arguments.max_concurrent or len(steps)
+    trials = f"{len(sweep.trials)} = {settings} settings x {prompts} prompts x {pairs // prompts} seeds"
+    each = f"{arguments.cpus_per_trial} thread(s), {placement.gpus:g} GPU(s) a trial"
+    place = f"Ray at {arguments.address}" if arguments.address else f"this machine's {placement.machine.cpus} cores"
+    at_once = f"{placement.concurrent} at once" if placement.concurrent else "as many at once as fit"
+    return plan.format_plan(
+        {
+            "sweep": f"{sweep.name} (grid {sweep.grid})",
+            "trials": trials + (f"; {done} finished, {len(steps)} to run" if done else ""),
+            "steps": f"{sum(steps)} in all, up to {max(steps)} a trial",
+            "time": plan.describe_time(placement.measured, steps, concurrent),
+            "resources": f"{each}, {at_once}, on {place}",
+            "tracking": f"TensorBoard, W&B {wandb_mode(arguments.wandb)}",
+            "results": str(job.folder.path),
+        }
+    )
