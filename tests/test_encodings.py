@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from corrdream.field.encodings import DenseGrid, FrequencyEncoding, HashGrid, SphericalHarmonics, hash_grid_scales
-from corrdream.field.interpolation import interpolate_nodes, refine_nodes, sum_rows, trilinear_weights
+from corrdream.field.interpolation import interpolate_nodes, refine_nodes, smooth_nodes, sum_rows, trilinear_weights
 from corrdream.interfaces import Encoding
 from tests.contracts.encoding import EncodingContract
 
@@ -182,6 +182,18 @@ def test_refined_nodes_are_the_same_function(factor: int) -> None:
     torch.testing.assert_close(
         interpolate_nodes(refined, points), interpolate_nodes(nodes, points), atol=1e-5, rtol=1e-5
     )
+
+
+def test_smoothing_is_a_weighted_mean_that_keeps_linear_functions() -> None:
+    x, y, z = torch.meshgrid(*[torch.arange(5.0)] * 3, indexing="ij")
+    linear = 2 * x - y + 0.5 * z
+    torch.testing.assert_close(smooth_nodes(linear), linear)
+    peak = torch.zeros(5, 5, 5)
+    peak[2, 2, 2] = 1.0
+    smoothed = smooth_nodes(peak)
+    torch.testing.assert_close(smoothed.sum(), torch.tensor(1.0))
+    assert smoothed[2, 2, 2] == 1 / 8
+    assert smoothed[1, 1, 1] == 1 / 64
 
 
 def double(*shape: int, seed: int) -> Tensor:

@@ -130,6 +130,16 @@ def interpolate_nodes(nodes: Float[Tensor, "X Y Z C"], points: Float[Tensor, "P 
     return sum_rows(nodes.flatten(0, 2), *cell_corners(points, nodes.shape[:3]))
 
 
+def smooth_nodes(values: Float[Tensor, "X Y Z"]) -> Float[Tensor, "X Y Z"]:
+    """Weighted means (1, 2, 1) / 4 along each axis; the ends stay, so that linear functions do."""
+    for axis in range(3):
+        inner = values.shape[axis] - 2
+        left, middle, right = (values.narrow(axis, start, inner) for start in range(3))
+        mean = torch.lerp((left + right) / 2, middle, 0.5)
+        values = torch.cat((values.narrow(axis, 0, 1), mean, values.narrow(axis, inner + 1, 1)), dim=axis)
+    return values
+
+
 class _RefineAxis(torch.autograd.Function):
     """Nodes on a line to `factor` times as many intervals, by linear interpolation along the axis."""
 
