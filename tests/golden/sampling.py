@@ -17,7 +17,6 @@ FILE = "sampling.npz"
 STEP_TOLERANCE = 0.03  # of a step
 SHARE_OF_SAMPLES = 1e-3  # that may differ, on cell faces
 OCCUPANCY_TOLERANCE = 1e-6
-RESOLUTION = 32
 UPDATE_EVERY = 16
 
 
@@ -35,8 +34,8 @@ def blob(points: Tensor, radius: float) -> Tensor:
 def compare_sampling(arrays: Mapping[str, np.ndarray]) -> None:
     cfg = group(arrays, "cfg")
     step = float(cfg["step"])
-    occupancy = OccupancyGrid(radius=float(cfg["radius"]), resolution=RESOLUTION, step_size=step)
     binary = np.unpackbits(arrays["in/binary_bits"]).astype(bool)
+    occupancy = OccupancyGrid(radius=float(cfg["radius"]), resolution=round(len(binary) ** (1 / 3)), step_size=step)
     occupancy.binary.copy_(tensor(binary).view_as(occupancy.binary))
     occupancy.occs.fill_(float(arrays["in/occs_mean"]))
     marching = TorchMarching(
