@@ -100,6 +100,11 @@ class SweepFolder:
         return self.path / "STOP"
 
     @property
+    def driver_lock(self) -> Path:
+        """Held by the process that runs the sweep."""
+        return self.path / "driver.lock"
+
+    @property
     def tune(self) -> Path:
         """Scratch of Ray Tune; nothing is read from it."""
         return self.path / ".tune"

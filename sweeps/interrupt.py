@@ -20,12 +20,8 @@ class Interruption:
         self.exit_code: int | None = None  # set by a signal: 130 for Ctrl-C, 143 for SIGTERM
 
     def install(self) -> None:
-        """Forgets an earlier interruption and takes over both signals."""
+        """Forgets an earlier interruption and takes over both signals; after Ray's start, which takes SIGTERM."""
         self._stop_file.unlink(missing_ok=True)
-        self.take_over()
-
-    def take_over(self) -> None:
-        """Takes over both signals; to be called again after Ray's start, which takes SIGTERM for itself."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 

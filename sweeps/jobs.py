@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 import re
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from sweeps import plan
 from sweeps.folders import PlannedTrial, Sweep, SweepError, SweepFolder, load_sweep, read_status
 from sweeps.grids import Grid, base_config, default_labels, expand, find_config, load_grid, parse_prompts, parse_seeds
 from sweeps.tracking import wandb_mode
+
+CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,7 @@ def resumed_job(arguments: argparse.Namespace) -> Job:
 
 def place(job: Job, arguments: argparse.Namespace) -> Placement:
     """Measures a step, and fits trials into what there is; SweepError if they cannot fit."""
+    _check_address(arguments.address)
     machine, config = plan.this_machine(), job.config()
     gpus = arguments.gpus_per_trial
     if gpus is None:
@@ -141,6 +145,19 @@ def place(job: Job, arguments: argparse.Namespace) -> Placement:
         limit = arguments.max_concurrent
         concurrent = plan.concurrency(machine, trials=trials, cpus=cpus, gpus=gpus, limit=limit, measured=measured)
     return Placement(machine=machine, gpus=gpus, measured=measured, concurrent=concurrent)
+
+
+def _check_address(address: str | None) -> None:
+    """SweepError if nothing listens there; Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # none, or `auto`
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise SweepError(
+            f"no Ray at {address} ({error}); start it there with `ray start --head`, or leave out --address."
+        ) from error
 
 
 def plan_text(job: Job, placement: Placement, arguments: argparse.Namespace) -> str:

@@ -4,6 +4,7 @@ They lag behind the checkpoints, they are pickles, and they ignore trials that w
 new Tuner with the unfinished trials instead, and each of these finds its newest checkpoint in its own folder.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,7 @@ def run_trials(
     max_concurrent: int | None,
 ) -> None:
     """Runs every trial to its end, or until there is a stop file and all running ones have saved and stopped."""
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `progress` and the trials' status say it
     tuner = tune.Tuner(
         tune.with_resources(CorrDreamTrainable, {"cpu": cpus, "gpu": gpus}),
         param_space={"spec": tune.grid_search([spec.to_text() for spec in specs])},

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from sweeps.folders import create_sweep, hold_lock, read_status, write_status
@@ -25,8 +25,10 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # said in our own words
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints tables whatever the verbosity
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -37,24 +39,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 all trials finished, 1 some failed, 2 nothing was started because of a wrong input, 130 Ctrl-C."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
-        job = resumed_job(arguments) if arguments.resume else new_job(arguments)
-        if not job.unfinished:
-            return conclude(job, {}, arguments)
-        placement = place(job, arguments)
-        print(plan_text(job, placement, arguments), flush=True)
-        if arguments.dry_run:
-            return 0
-        if job.is_new:
-            measured = dataclasses.asdict(placement.measured) if placement.measured else None
-            create_sweep(job.folder, dataclasses.replace(job.sweep, measured=measured))
-        with hold_lock(job.folder.path / "driver.lock"):
-            return run(job, placement, arguments)
+        if not arguments.resume:
+            return start(new_job(arguments), arguments)
+        job = resumed_job(arguments)
+        with hold_lock(job.folder.driver_lock):
+            if not job.unfinished:
+                return conclude(job, {}, arguments)
+            return start(job, arguments)
     except ValueError as error:  # ours, corrdream's and the configuration's: all of one line
         print(f"sweeps: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted before any trial was started.", file=sys.stderr)
         return 130
+
+
+def start(job: Job, arguments: argparse.Namespace) -> int:
+    """Prints the plan, starts or joins Ray, and runs what is left; a new sweep's folder is made last."""
+    placement = place(job, arguments)
+    print(plan_text(job, placement, arguments), flush=True)
+    if arguments.dry_run:
+        return 0
+    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
+    from sweeps.launch import ray_session
+
+    machine = placement.machine
+    with (
+        ray_session(arguments.address, num_cpus=machine.cpus, num_gpus=machine.gpus) as resources,
+        ExitStack() as locks,
+    ):
+        if job.is_new:
+            measured = dataclasses.asdict(placement.measured) if placement.measured else None
+            create_sweep(job.folder, dataclasses.replace(job.sweep, measured=measured))
+            locks.enter_context(hold_lock(job.folder.driver_lock))
+        return run(job, placement, resources, arguments)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -110,10 +128,9 @@ def _separate_overrides(arguments: argparse.Namespace) -> argparse.Namespace:
     return arguments
 
 
-def run(job: Job, placement: Placement, arguments: argparse.Namespace) -> int:
-    """Trains under Ray until all is done or a signal comes, then reports."""
-    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
-    from sweeps.launch import SchedulingError, ray_session, run_trials
+def run(job: Job, placement: Placement, resources: Mapping[str, float], arguments: argparse.Namespace) -> int:
+    """Trains until all is done or a signal comes, then reports."""
+    from sweeps.launch import SchedulingError, run_trials
     from sweeps.trainable import Spec
 
     specs = [
@@ -131,28 +148,26 @@ def run(job: Job, placement: Placement, arguments: argparse.Namespace) -> int:
     ]
     interruption = Interruption(job.folder.stop_file, _say, f"resume with  {resume_command(job, arguments)}")
     interruption.install()
-    with ray_session(arguments.address, num_cpus=placement.machine.cpus, num_gpus=placement.machine.gpus) as resources:
-        interruption.take_over()
-        concurrent = placement.concurrent or max(1, int(resources.get("CPU", 1)) // arguments.cpus_per_trial)
-        progress = Progress(
-            job.sweep,
+    concurrent = placement.concurrent or max(1, int(resources.get("CPU", 1)) // arguments.cpus_per_trial)
+    progress = Progress(
+        job.sweep,
+        job.folder,
+        steps=job.steps_left,
+        seconds_per_step=placement.measured.seconds_per_step if placement.measured else None,
+        concurrent=min(concurrent, arguments.max_concurrent or concurrent),
+        write=_say,
+    )
+    try:
+        run_trials(
+            specs,
             job.folder,
-            steps=job.steps_left,
-            seconds_per_step=placement.measured.seconds_per_step if placement.measured else None,
-            concurrent=min(concurrent, arguments.max_concurrent or concurrent),
-            write=_say,
+            progress,
+            cpus=arguments.cpus_per_trial,
+            gpus=placement.gpus,
+            max_concurrent=placement.concurrent or arguments.max_concurrent,
         )
-        try:
-            run_trials(
-                specs,
-                job.folder,
-                progress,
-                cpus=arguments.cpus_per_trial,
-                gpus=placement.gpus,
-                max_concurrent=placement.concurrent or arguments.max_concurrent,
-            )
-        except SchedulingError as error:
-            _say(f"Ray stopped: {error}")
+    except SchedulingError as error:
+        _say(f"Ray stopped: {error}")
     status = conclude(job, progress.errors, arguments)
     return status if interruption.exit_code is None else interruption.exit_code
 

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
 import corrdream
 from corrdream.artifacts import RunFolder, write_json, write_picture
 from sweeps.folders import PlannedTrial, Status, Sweep, SweepFolder, create_sweep, write_status
 
-PARAMETER = "guidance.guidance_rescale"
+RESCALE = "guidance.guidance_rescale"
 LABELS = ("0", "0.3", "0.5", "0.7")
+STEPS = {"0": 320, "0.5": 80}  # of the trial that is killed, and of one that finishes before the driver is killed
+WINDOW = (40, 310)  # whose even steps are correspondence steps
 
 
 def plan_sweep(
@@ -30,7 +33,7 @@ def plan_sweep(
                 trials.append(
                     PlannedTrial(
                         name=trial_name,
-                        labels={PARAMETER: label},
+                        labels={RESCALE: label},
                         prompt=prompt,
                         seed=seed,
                         identity=trial_name,
@@ -44,7 +47,7 @@ def plan_sweep(
         command=["sweeps/run.py", "--grid", "rescale"],
         metric="viou_solid",
         mode="max",
-        default={PARAMETER: "0.5"},
+        default={RESCALE: "0.5"},
         trials=tuple(trials),
         base=corrdream.config_to_dict(base),
         versions={"corrdream": "0.1.0"},
@@ -85,7 +88,7 @@ def write_sweep(path: Path, *, prompts: tuple[str, ...], seeds: tuple[int, ...])
     generator = np.random.default_rng(0)
     spread = {prompt: generator.normal(0, 0.1) for prompt in prompts}
     for trial in sweep.trials[:-2]:
-        effect = 0.1 * float(trial.labels[PARAMETER])
+        effect = 0.1 * float(trial.labels[RESCALE])
         finish_trial(folder, trial, viou=0.6 + effect + spread[trial.prompt] + generator.normal(0, 0.005))
     failed = sweep.trials[-2]
     status = Status(identity=failed.identity, state="failed", step=7, max_steps=40, attempts=1, error="diverged <at> 7")
@@ -110,3 +113,18 @@ def tiny_overrides(prior: Path, **changes: Any) -> dict[str, Any]:
         "correspondence.feature_blocks": [1],
         "output.checkpoint_every": 2,
     } | changes
+
+
+def write_grid(folder: Path, prior: Path, **changes: Any) -> Path:
+    base = tiny_overrides(prior) | {"output.checkpoint_every": 10}
+    base["correspondence.window"] = {"steps": list(WINDOW)}
+    del base["prompt"]
+    choices = [
+        {"label": label, "set": {RESCALE: float(label), "max_steps": steps, "schedule_steps": STEPS["0"]}}
+        for label, steps in STEPS.items()
+    ]
+    plain = {"parameters": {RESCALE: choices}, "prompts": ["a snowman"], "overrides": base}
+    (folder / "base.yaml").write_text("device: cpu\n")
+    path = folder / "small.yaml"
+    path.write_text(OmegaConf.to_yaml({"config": "base.yaml", "seeds": [0]} | plain | changes))
+    return path

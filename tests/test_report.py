@@ -23,7 +23,7 @@ from sweeps.results import (
     write_csv,
 )
 from sweeps.statistics import Estimate
-from tests.sweep_folders import LABELS, PARAMETER, finish_trial, write_sweep
+from tests.sweep_folders import LABELS, RESCALE, finish_trial, write_sweep
 
 PROMPTS = ("a red cone on a blue cube", "a snowman", "a yellow duck")
 
@@ -78,7 +78,7 @@ def test_results_have_one_row_a_trial_with_parameters_status_and_metrics(
         rows = list(csv.DictReader(file))
     assert [row["trial"] for row in rows] == [trial.name for trial in sweep.trials]
     first, failed, pending = rows[0], rows[-2], rows[-1]
-    assert (first[PARAMETER], first["prompt"], first["seed"], first["status"]) == ("0", PROMPTS[0], "0", "finished")
+    assert (first[RESCALE], first["prompt"], first["seed"], first["status"]) == ("0", PROMPTS[0], "0", "finished")
     assert float(first["silhouette_iou"]) == pytest.approx(float(first["viou_solid"]) + 0.1)
     assert (first["floaters"], first["seconds"], first["steps"]) == ("", "80", "40")
     assert (failed["status"], failed["error"], failed["viou_solid"]) == ("failed", "diverged <at> 7", "")
@@ -105,7 +105,7 @@ def test_settings_are_compared_in_the_order_of_the_plan_with_intervals_and_diffe
 ):
     folder, sweep = finished
     rows = compare_settings(sweep, read_results(sweep, folder))
-    assert [row.labels[PARAMETER] for row in rows] == list(LABELS)
+    assert [row.labels[RESCALE] for row in rows] == list(LABELS)
     assert [row.means["viou_solid"].count for row in rows] == [6, 6, 5, 5]
     assert [row.is_default for row in rows] == [False, False, True, False]
     difference = rows[0].differences["viou_solid"]
