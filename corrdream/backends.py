@@ -21,9 +21,5 @@ def require(package: str, key: str) -> ModuleType:
         return import_module(package)
     except ImportError as error:
         extra = EXTRA.get(package)
-        install = (
-            f"pip install 'corrdream[{extra}]'" if extra else f"pip install {package}"
-        )
-        raise MissingBackendError(
-            f"{key} needs the package {package} ({install}); import failed: {error}"
-        ) from error
+        install = f"pip install 'corrdream[{extra}]'" if extra else f"pip install {package}"
+        raise MissingBackendError(f"{key} needs the package {package} ({install}); import failed: {error}") from error

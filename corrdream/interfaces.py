@@ -16,30 +16,40 @@ class Encoding(Protocol):
 
     output_dim: int
 
-    def __call__(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]: ...
+    def __call__(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]:
+        """Features of points in the unit cube."""
+        ...
 
 
 @runtime_checkable
 class DensityFunction(Protocol):
     """Density at world points, used by sampling to skip what is not seen."""
 
-    def __call__(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]: ...
+    def __call__(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+        """Density at world points."""
+        ...
 
 
 @runtime_checkable
 class Field(Protocol):
     """A radiance field in world coordinates."""
 
-    def __call__(self, points: Float[Tensor, "S 3"], *, with_normal: bool) -> FieldOutput: ...
+    def __call__(self, points: Float[Tensor, "S 3"], *, with_normal: bool) -> FieldOutput:
+        """Density, albedo and, if asked for, normals at world points."""
+        ...
 
-    def density(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]: ...
+    def density(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, " P"]:
+        """Density alone at world points."""
+        ...
 
 
 @runtime_checkable
 class Background(Protocol):
     """The color behind the object, seen along unit directions."""
 
-    def __call__(self, directions: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]: ...
+    def __call__(self, directions: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
+        """Colors along unit directions."""
+        ...
 
 
 @runtime_checkable
@@ -73,15 +83,11 @@ class MultiviewPrior(Protocol):
         """Text embeddings; the empty prompt is the unconditional one. ValueError for what it cannot express."""
         ...
 
-    def encode_images(
-        self, images: Float[Tensor, "B H W 3"], noise: Tensor | None = None
-    ) -> Float[Tensor, "B C h w"]:
+    def encode_images(self, images: Float[Tensor, "B H W 3"], noise: Tensor | None = None) -> Float[Tensor, "B C h w"]:
         """Latents of images in [0, 1] of any side (resized bilinearly); `noise` draws from the posterior."""
         ...
 
-    def decode_latents(
-        self, latents: Float[Tensor, "B C h w"]
-    ) -> Float[Tensor, "B H W 3"]:
+    def decode_latents(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B H W 3"]:
         """Images in [0, 1]."""
         ...
 
@@ -120,9 +126,7 @@ class Similarity(Protocol):
         """The most similar target pixel of each source pixel, and how similar it is."""
         ...
 
-    def at(
-        self, view: Int[Tensor, " M"], source: Int[Tensor, " M"], target: Int[Tensor, " M"]
-    ) -> Float[Tensor, " M"]:
+    def at(self, view: Int[Tensor, " M"], source: Int[Tensor, " M"], target: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
         """The similarity of given pixel pairs."""
         ...
 

@@ -26,22 +26,14 @@ class Piecewise:
     def check(self, key: str) -> None:
         """ScheduleError, naming `key`, unless this is a function of the step."""
         if (self.steps is None) == (self.progress is None):
-            raise ScheduleError(
-                f"{key} must give exactly one of steps and progress, got {self}."
-            )
+            raise ScheduleError(f"{key} must give exactly one of steps and progress, got {self}.")
         knots = self.knots(horizon=1)
         if len(knots) != len(self.values) or not knots:
-            raise ScheduleError(
-                f"{key} must have as many values as knots, at least one, got {self}."
-            )
+            raise ScheduleError(f"{key} must have as many values as knots, at least one, got {self}.")
         if any(later <= earlier for earlier, later in pairwise(knots)):
             raise ScheduleError(f"{key} must have increasing knots, got {self}.")
-        if self.progress is not None and not all(
-            0.0 <= knot <= 1.0 for knot in self.progress
-        ):
-            raise ScheduleError(
-                f"{key}.progress must lie in [0, 1], got {self.progress}."
-            )
+        if self.progress is not None and not all(0.0 <= knot <= 1.0 for knot in self.progress):
+            raise ScheduleError(f"{key}.progress must lie in [0, 1], got {self.progress}.")
 
     def knots(self, horizon: int) -> list[float]:
         """The knots in optimizer steps."""
@@ -64,17 +56,11 @@ class Window:
         """ScheduleError, naming `key`, unless this is a range of steps."""
         bounds = self.steps if self.progress is None else self.progress
         if bounds is None or (self.steps is not None and self.progress is not None):
-            raise ScheduleError(
-                f"{key} must give exactly one of steps and progress, got {self}."
-            )
+            raise ScheduleError(f"{key} must give exactly one of steps and progress, got {self}.")
         if not 0 <= bounds[0] <= bounds[1]:
-            raise ScheduleError(
-                f"{key} must be [start, end] with 0 <= start <= end, got {list(bounds)}."
-            )
+            raise ScheduleError(f"{key} must be [start, end] with 0 <= start <= end, got {list(bounds)}.")
         if self.progress is not None and bounds[1] > 1:
-            raise ScheduleError(
-                f"{key}.progress must lie in [0, 1], got {list(bounds)}."
-            )
+            raise ScheduleError(f"{key}.progress must lie in [0, 1], got {list(bounds)}.")
 
     def contains(self, step: int, horizon: int) -> bool:
         """Whether the step falls into the window of a run planned for `horizon` steps."""
@@ -95,6 +81,4 @@ def value_at(schedule: Schedule, step: int, horizon: int) -> float:
     if index == len(knots) or schedule.interpolate == "hold":
         return float(schedule.values[index - 1])
     fraction = (step - knots[index - 1]) / (knots[index] - knots[index - 1])
-    return schedule.values[index - 1] + fraction * (
-        schedule.values[index] - schedule.values[index - 1]
-    )
+    return schedule.values[index - 1] + fraction * (schedule.values[index] - schedule.values[index - 1])

@@ -56,7 +56,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """Everything random about one rendering of all views; sharing it makes two renderings differ by the cameras only."""
+    """Everything random about one rendering of all views; two that share it differ by their cameras only."""
 
     appearance: Appearance
     jitter: Float[Tensor, " N"] | None
