@@ -118,7 +118,7 @@ class MultiviewPrior(Protocol):
 
 @runtime_checkable
 class Similarity(Protocol):
-    """How alike the source pixels are to the target pixels of B pairs of S x S images; pixel (x, y) has number y S + x."""
+    """How alike the pixels of B pairs of S x S images are, source to target; pixel (x, y) has number y S + x."""
 
     def best_target(
         self, view: Int[Tensor, " M"], source: Int[Tensor, " M"]
