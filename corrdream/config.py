@@ -56,6 +56,8 @@ class CamerasConfig:
     elevation_sampling: Literal["released", "area_uniform"] = "area_uniform"
     # released (0): step 0 looks from azimuth 0 at eval_elevation only; -1 never narrows the ranges
     progressive_until: int = -1
+    # released (2): batches were drawn that many steps ahead, so that changes of size and range arrive late
+    drawn_ahead: int = 0
     eval_elevation: float = 15.0
     eval_distance: float = 3.0
     eval_fovy: float = 40.0
@@ -206,6 +208,8 @@ class CorrespondenceConfig:
     confidence: Literal["raw", "normalized"] = "normalized"
     # defect 9: summed over images (scales with the batch), or averaged
     reduction: Literal["sum", "mean"] = "mean"
+    # defect 10: where the loss weighs nothing, its steps go without score distillation all the same, or take it
+    at_zero_weight: Literal["no_guidance", "guidance"] = "guidance"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,6 +368,7 @@ def check_config(config: Config) -> None:
     _check_timesteps(config)
     _check_ranges(config)
     correspondence = config.correspondence
+    _at_least("cameras.drawn_ahead", config.cameras.drawn_ahead, 0)
     _at_least("correspondence.every", correspondence.every, 1)
     _at_least("correspondence.edge_kernel", correspondence.edge_kernel, 1)
     if correspondence.edge_kernel % 2 == 0:

@@ -32,7 +32,6 @@ def settings_at(config: Config, step: int, num_views: int) -> StepSettings:
     def value(schedule: Any) -> float:
         return value_at(schedule, step, config.schedule_steps)
 
-    correspondence = config.correspondence
     return StepSettings(
         cameras=_camera_settings(config, step, num_views),
         appearance=AppearanceSettings(
@@ -51,17 +50,32 @@ def settings_at(config: Config, step: int, num_views: int) -> StepSettings:
             int(NUM_TIMESTEPS * value(config.guidance.min_timestep)),
             int(NUM_TIMESTEPS * value(config.guidance.max_timestep)),
         ),
-        is_correspondence_step=correspondence.enabled
-        and correspondence.window.contains(step, config.schedule_steps)
-        and step % correspondence.every == 0,
+        is_correspondence_step=_is_correspondence_step(config, step),
         loss_weights={name: value(weight) for name, weight in vars(config.loss_weights).items()},
     )
 
 
+def _is_correspondence_step(config: Config, step: int) -> bool:
+    """Whether the correspondence loss takes the place of score distillation."""
+    correspondence = config.correspondence
+    weight = value_at(config.loss_weights.correspondence, step, config.schedule_steps)
+    return (
+        correspondence.enabled
+        and correspondence.window.contains(step, config.schedule_steps)
+        and step % correspondence.every == 0
+        and (weight > 0 or correspondence.at_zero_weight == "no_guidance")
+    )
+
+
 def _camera_settings(config: Config, step: int, num_views: int) -> CameraSettings:
-    """Camera ranges at a step; while `progressive_until` lasts they widen from the evaluation view."""
+    """Camera ranges at a step; while `progressive_until` lasts they widen from the evaluation view.
+
+    Batches drawn before the first step know nothing of it yet.
+    """
     cameras = config.cameras
-    widening = min(1.0, step / (cameras.progressive_until + 1)) if cameras.progressive_until >= 0 else 1.0
+    drawn_at = step - cameras.drawn_ahead
+    is_narrow = cameras.progressive_until >= 0 and drawn_at >= 0
+    widening = min(1.0, drawn_at / (cameras.progressive_until + 1)) if is_narrow else 1.0
 
     def widened(bounds: tuple[float, float], center: float) -> tuple[float, float]:
         low, high = ((1 - widening) * center + widening * bound for bound in bounds)
@@ -69,8 +83,8 @@ def _camera_settings(config: Config, step: int, num_views: int) -> CameraSetting
 
     return CameraSettings(
         num_views=num_views,
-        batch_size=int(value_at(cameras.batch_size, step, config.schedule_steps)),
-        resolution=int(value_at(cameras.resolution, step, config.schedule_steps)),
+        batch_size=int(value_at(cameras.batch_size, drawn_at, config.schedule_steps)),
+        resolution=int(value_at(cameras.resolution, drawn_at, config.schedule_steps)),
         elevation_range=widened(cameras.elevation_range, cameras.eval_elevation),
         azimuth_range=widened(cameras.azimuth_range, 0.0),
         fovy_range=cameras.fovy_range,

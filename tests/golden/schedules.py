@@ -30,7 +30,7 @@ def schedule(spec: Any) -> Schedule:
     if not isinstance(spec, list):
         return spec
     start, first, last, end = spec if len(spec) == 4 else [0, *spec]
-    return Piecewise(steps=[int(start), int(end)], values=[first, last])
+    return Piecewise(steps=[int(start), int(end)], values=[float(first), float(last)])
 
 
 def counter(spec: Any, row: dict[str, Any]) -> int:
@@ -72,6 +72,7 @@ def compare_published(group: dict[str, Any], name: str) -> None:
             "guidance.guidance_scale": CFG_SCHEDULE if "cfg_scheduling" in name else group["guidance_scale"][0],
             "loss_weights.orientation": ramp(group["lambda_orient_spec"]),
             "loss_weights.correspondence": group["lambda_corr"][0],
+            "correspondence.at_zero_weight": "no_guidance",
             "correspondence.window": {"steps": [group["use_corr_after"], group["use_corr_until"]]},
             "shading.ambient_only": {"steps": [0, group["ambient_only_steps"]]},
             "cameras.progressive_until": 0,
