@@ -6,7 +6,7 @@ weights fit after renaming. Output block k, in forward order, is one residual bl
 and with the upsampling where it ends a level: the activations after it are the features that matching uses.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CAMERA_NUMBERS = 16
+
+# (query, key, value), each [B heads T C], to the attended values, alike
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +35,15 @@ class NetworkShape:
     layers_per_block: int  # residual blocks a level on the way down; one more on the way up
     text_width: int
     norm_groups: int = 32
+    linear_projection: bool = True  # around the transformer blocks; False: 1 x 1 convolutions, of the older networks
 
 
 class JoinedViewsAttention:
     """Scaled dot-product attention; without a text it runs over the tokens of `num_views` consecutive images."""
 
-    def __init__(self, num_views: int) -> None:
+    def __init__(self, num_views: int, attend: Attend) -> None:
         self.num_views = num_views
+        self.attend = attend
 
     def __call__(
         self,
@@ -61,7 +66,7 @@ class JoinedViewsAttention:
                 attn.to_v(encoder_hidden_states),
             )
         )
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = self.attend(query, key, value)
         output: Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
         return output.reshape(shape)
 
@@ -69,7 +74,7 @@ class JoinedViewsAttention:
 class MultiviewUNet(nn.Module):
     """A UNet over the latents of `num_views` consecutive views an object."""
 
-    def __init__(self, shape: NetworkShape) -> None:
+    def __init__(self, shape: NetworkShape, attend: Attend = F.scaled_dot_product_attention) -> None:
         super().__init__()
         self.shape = shape
         down = ["CrossAttnDownBlock2D" if has_attention else "DownBlock2D" for has_attention in shape.attention]
@@ -86,11 +91,11 @@ class MultiviewUNet(nn.Module):
             norm_num_groups=shape.norm_groups,
             # diffusers keeps this name for the number of heads
             attention_head_dim=shape.heads,
-            use_linear_projection=True,
+            use_linear_projection=shape.linear_projection,
             class_embed_type="projection",
             projection_class_embeddings_input_dim=CAMERA_NUMBERS,
         )
-        self.unet.set_attn_processor(JoinedViewsAttention(shape.num_views))
+        self.unet.set_attn_processor(JoinedViewsAttention(shape.num_views, attend))
 
     @property
     def num_output_blocks(self) -> int:

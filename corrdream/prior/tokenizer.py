@@ -21,7 +21,7 @@ END = 49407
 WORD_END = "</w>"
 # English contractions, runs of letters, single digits, runs of anything else
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-STRAIGHT_QUOTES = str.maketrans("‘’“”", "''\"\"")
+STRAIGHT_QUOTES = str.maketrans({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'})
 
 log = logging.getLogger(__name__)
 
