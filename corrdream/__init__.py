@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from corrdream.engine import build_prior as build_prior
     from corrdream.engine import check_prompt as check_prompt
     from corrdream.engine import identity as identity
+    from corrdream.outputs import finish_run as finish_run
+    from corrdream.outputs import grade as grade
     from corrdream.runs import RunError as RunError
     from corrdream.runs import check_folder as check_folder
-    from corrdream.runs import finish_run as finish_run
-    from corrdream.runs import grade as grade
     from corrdream.runs import open_run as open_run
     from corrdream.trainer import Report as Report
     from corrdream.trainer import Trainer as Trainer
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "config": ("Config", "ConfigError", "config_to_dict", "load_config", "save_config"),
     "engine": ("build", "build_prior", "check_prompt", "identity"),
-    "runs": ("RunError", "check_folder", "finish_run", "grade", "open_run"),
+    "runs": ("RunError", "check_folder", "open_run"),
+    "outputs": ("finish_run", "grade"),
     "checkpoint": ("CheckpointError",),
     "trainer": ("Report", "Trainer", "TrainingDivergedError"),
 }

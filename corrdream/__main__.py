@@ -1,4 +1,4 @@
-"""`python -m corrdream {train,test,grade} ...`: parses, calls, prints. No logic."""
+"""`python -m corrdream {train,test,validate,export,grade,preview,doctor} ...`: parses, calls, prints. No logic."""
 
 import argparse
 import logging
@@ -10,26 +10,41 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from corrdream.config import ConfigError, load_config
+from corrdream.config import Config, ConfigError, load_config
 from corrdream.schedules import ScheduleError
 
+EXIT_DIVERGED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
+    """The exit status: 0, 1 if the training diverged, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = _parser().parse_args(arguments)
-    from corrdream.checkpoint import CheckpointError
-    from corrdream.runs import RunError  # after parsing: --help needs no torch
-
     try:
         status: int = options.run(options)
-    except (ConfigError, ScheduleError, CheckpointError, RunError) as error:
-        print(f"corrdream: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    except Exception as error:  # raised again unless it is one that a single line explains
+        blamed = _status_of(error)
+        if blamed is None:
+            raise
+        print(f"corrdream: {' '.join(str(error).split())}", file=sys.stderr)
+        return blamed
     return status
+
+
+def _status_of(error: Exception) -> int | None:
+    """The exit status of an error that names its cause and cure; None for a defect, which keeps its traceback."""
+    from corrdream.backends import MissingBackendError  # not at the top: --help needs no torch
+    from corrdream.checkpoint import CheckpointError
+    from corrdream.export import ExportError
+    from corrdream.runs import RunError
+    from corrdream.trainer import TrainingDivergedError
+
+    if isinstance(error, TrainingDivergedError):
+        return EXIT_DIVERGED
+    bad_input = (ConfigError, ScheduleError, CheckpointError, RunError, ExportError, MissingBackendError)
+    return EXIT_BAD_INPUT if isinstance(error, bad_input) else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,23 +57,62 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", type=Path, metavar="DIR|CHECKPOINT", help="continue a run, or from a checkpoint")
     train.set_defaults(run=_train)
 
-    test = commands.add_parser("test", help="render a turntable of a run: frames and video")
-    test.add_argument("run_dir", type=Path)
-    test.add_argument("--views", type=int, default=120, help="number of views (default: 120)")
-    test.set_defaults(run=_test)
+    test = _run_command(commands, "test", _test, "render a turntable of a run: frames and video")
+    test.add_argument("--views", type=_positive, default=120, help="number of views (default: 120)")
+    test.add_argument("--size", type=_positive, default=128, help="pixels a side (default: 128)")
 
-    grade = commands.add_parser("grade", help="measure a run of the built-in world against the true shape")
-    grade.add_argument("run_dir", type=Path)
-    grade.set_defaults(run=_grade)
+    validate = _run_command(commands, "validate", _validate, "render four views of a run on one sheet")
+    validate.add_argument("--size", type=_positive, default=128, help="pixels a side (default: 128)")
+
+    export = _run_command(commands, "export", _export, "write a run's surface as a mesh with its colors")
+    export.add_argument("--format", choices=("obj", "glb", "ply"), default="obj", help="default: obj")
+    export.add_argument("--threshold", type=float, help="density of the surface (default: half opaque a sample)")
+    export.add_argument("--resolution", type=_positive, help="grid nodes a side (default: 128, on a GPU 256)")
+
+    _run_command(commands, "grade", _grade, "measure a run of the built-in world against the true shape")
+
+    preview = commands.add_parser("preview", help="images of a prompt straight from the prior: does it understand?")
+    preview.add_argument("inputs", nargs="*", metavar="CONFIG.yaml | key=value", help="configurations, then overrides")
+    preview.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    preview.add_argument("--num-rows", type=_positive, default=3, help="draws, a row each (default: 3)")
+    preview.set_defaults(run=_preview)
+
+    doctor = commands.add_parser("doctor", help="what is installed here, and what to do about what is not")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
+def _run_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    """A command that reads a run folder."""
+    command = commands.add_parser(name, help=text)
+    command.add_argument("run_dir", type=Path, metavar="DIR", help="folder of the run")
+    command.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the run's newest")
+    command.set_defaults(run=run)
+    return command
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _split(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(configuration files, overrides)."""
+    return [text for text in inputs if "=" not in text], [text for text in inputs if "=" in text]
+
+
 def _train(options: argparse.Namespace) -> int:
-    from corrdream import runs
+    from corrdream import outputs, runs
     from corrdream.engine import check_prompt
 
-    files = [text for text in options.inputs if "=" not in text]
-    overrides = [text for text in options.inputs if "=" in text]
+    files, overrides = _split(options.inputs)
     if options.resume is not None:
         if files:
             raise runs.RunError(f"--resume takes the run's own configuration; drop {files[0]}.")
@@ -66,22 +120,30 @@ def _train(options: argparse.Namespace) -> int:
     else:
         config = load_config(files, overrides)
         check_prompt(config)
-        name = "-".join(config.prompt.split()) + datetime.now(UTC).strftime("-%Y%m%d-%H%M%S")
-        trainer, run = runs.open_run(options.run_dir or Path("runs") / name, config, command=sys.argv, fresh=True)
+        folder = options.run_dir or _new_folder(config)
+        trainer, run = runs.open_run(folder, config, command=sys.argv, fresh=True)
     with _interruptible() as interrupted:
         while not trainer.finished and not interrupted():
             report = trainer.fit(run, seconds=5.0, should_stop=interrupted)
-            print(
-                f"step {report.step}/{report.max_steps}  loss {report.metrics['loss/total']:.4g}"
-                f"  {report.metrics['seconds']:.2f} s/step",
-                flush=True,
-            )
+            if report.metrics:
+                print(
+                    f"step {report.step}/{report.max_steps}  loss {report.metrics['loss/total']:.4g}"
+                    f"  {report.metrics['seconds']:.2f} s/step",
+                    flush=True,
+                )
         if not trainer.finished:
+            trainer.save_to(run)
             print(f"Stopped at step {trainer.step}. Continue: python -m corrdream train --resume {run.path}")
             return EXIT_INTERRUPTED
-    runs.finish_run(trainer, run)
+    outputs.finish_run(trainer, run)
     print(f"Done: {run.path}")
     return 0
+
+
+def _new_folder(config: Config) -> Path:
+    """runs/PROMPT-TIME."""
+    words = "".join(letter if letter.isalnum() else " " for letter in config.prompt).split()
+    return Path("runs") / ("-".join(words)[:80] + datetime.now(UTC).strftime("-%Y%m%d-%H%M%S"))
 
 
 @contextmanager
@@ -97,17 +159,55 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def _test(options: argparse.Namespace) -> int:
-    from corrdream import runs
+    from corrdream import outputs
 
-    folder = runs.test(options.run_dir, options.views)
+    folder = outputs.test(options.run_dir, options.checkpoint, num_views=options.views, size=options.size)
     print(f"Turntable of {options.views} views: {folder}")
     return 0
 
 
-def _grade(options: argparse.Namespace) -> int:
-    from corrdream import runs
+def _validate(options: argparse.Namespace) -> int:
+    from corrdream import outputs
 
-    print(runs.grade_table(options.run_dir))
+    print(f"Views: {outputs.validate(options.run_dir, options.checkpoint, size=options.size)}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from corrdream import outputs
+
+    path = outputs.export(
+        options.run_dir,
+        options.checkpoint,
+        kind=options.format,
+        threshold=options.threshold,
+        resolution=options.resolution,
+    )
+    print(f"Mesh: {path}")
+    return 0
+
+
+def _grade(options: argparse.Namespace) -> int:
+    from corrdream import outputs
+
+    print(outputs.grade_table(options.run_dir, options.checkpoint))
+    return 0
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from corrdream import outputs
+
+    files, overrides = _split(options.inputs)
+    print(f"Images: {outputs.preview(load_config(files, overrides), options.out, num_rows=options.num_rows)}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from corrdream.doctor import examine
+
+    del options
+    for line in examine():
+        print(line)
     return 0
 
 

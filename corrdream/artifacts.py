@@ -130,9 +130,14 @@ def frame_picture(render: RenderOutput, view: int) -> Picture:
 
 def preview_sheet(render: RenderOutput) -> Picture:
     """One row a view: color, normals, opacity."""
-    return np.concatenate([frame_picture(render, view) for view in range(len(render.rgb))], axis=0)
+    return stack([frame_picture(render, view) for view in range(len(render.rgb))])
 
 
 def strip(pictures: Sequence[Picture]) -> UInt8[np.ndarray, "H _ 3"]:
     """Pictures of one height, side by side."""
     return np.concatenate(list(pictures), axis=1)
+
+
+def stack(pictures: Sequence[Picture]) -> UInt8[np.ndarray, "_ W 3"]:
+    """Pictures of one width, one below the other."""
+    return np.concatenate(list(pictures), axis=0)

@@ -6,6 +6,7 @@ code names both behaviours; the README's fidelity table explains each.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -258,6 +259,7 @@ class Config:
     schedule_steps: int = 0  # length that `progress` refers to; 0 takes max_steps when the run is created
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of autocast
+    weights: str = ""  # checkpoint whose scene a new run starts from; its optimizer and step are not taken
     prior: PriorConfig = dataclasses.field(default_factory=PriorConfig)
     cameras: CamerasConfig = dataclasses.field(default_factory=CamerasConfig)
     shading: ShadingConfig = dataclasses.field(default_factory=ShadingConfig)
@@ -300,9 +302,8 @@ def save_config(config: Config, path: Path) -> None:
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain nested dicts, lists, numbers and strings."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(plain, dict), "a dataclass becomes a dict"
-    return {str(key): value for key, value in plain.items()}
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
+    return plain
 
 
 def _layers(files: Sequence[str | Path], overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[Any, str]]:

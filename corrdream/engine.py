@@ -6,7 +6,7 @@ from typing import assert_never
 import torch
 from torch import nn
 
-from corrdream.checkpoint import fingerprint, sources_fingerprint
+from corrdream.checkpoint import file_fingerprint, fingerprint, load_checkpoint, sources_fingerprint
 from corrdream.config import Config, ConfigError, config_to_dict
 from corrdream.correspondence import StreamedMatching
 from corrdream.field import (
@@ -21,7 +21,7 @@ from corrdream.field import (
 from corrdream.interfaces import Encoding, MultiviewPrior
 from corrdream.prior.blocks import WEIGHTS, BlocksPrior, blocks_fingerprint, check_words
 from corrdream.rendering import OccupancyGrid, TorchMarching, sampling_step
-from corrdream.trainer import Scene, Trainer
+from corrdream.trainer import Scene, Trainer, load_scene
 
 
 def pick_device(config: Config) -> torch.device:
@@ -74,13 +74,33 @@ def identity(config: Config) -> str:
     """Identifies a run's result: its resolved configuration, corrdream's sources and the prior's weights."""
     plain = config_to_dict(config)
     del plain["output"]
-    return fingerprint([plain, sources_fingerprint(), _prior_fingerprint(config)])
+    start = file_fingerprint(_start_weights(config)) if config.weights else ""
+    return fingerprint([plain, sources_fingerprint(), _prior_fingerprint(config), start])
 
 
 def _prior_fingerprint(config: Config) -> str:
     match config.prior.kind:
         case "blocks":
             return blocks_fingerprint(_weights(config))
+        case _:
+            assert_never(config.prior.kind)
+
+
+def _start_weights(config: Config) -> Path:
+    """The checkpoint that a new run starts from."""
+    path = Path(config.weights)
+    if not path.is_file():
+        raise ConfigError(
+            f"weights={path} does not exist; give a run's checkpoint, or weights='' (a run that is resumed needs none)."
+        )
+    return path
+
+
+def sampling_style(config: Config) -> tuple[str, float]:
+    """What MVDream's own sampler adds to a prompt, and a guidance scale, for images straight from the prior."""
+    match config.prior.kind:
+        case "blocks":
+            return "", 7.5
         case _:
             assert_never(config.prior.kind)
 
@@ -93,6 +113,8 @@ def build(config: Config, *, prior: MultiviewPrior | None = None, device: torch.
     _check_against_prior(config, prior)
     generator = torch.Generator().manual_seed(config.seed)
     scene = build_scene(config, generator).to(device)
+    if config.weights:
+        load_scene(scene, load_checkpoint(_start_weights(config)))
     marching = TorchMarching(
         occupancy=scene.occupancy,
         prune=config.rendering.prune,

@@ -1,5 +1,6 @@
-"""Run folders: open, continue, finish, grade and show them."""
+"""Run folders: open, continue and read them."""
 
+import dataclasses
 import logging
 import platform
 import shutil
@@ -13,19 +14,16 @@ import torch
 
 from corrdream import artifacts
 from corrdream.artifacts import RunFolder
-from corrdream.blocks.grade import Grade, format_grade, grade_field
-from corrdream.blocks.grammar import CaptionError, parse_caption
-from corrdream.cameras import orbit_cameras
-from corrdream.checkpoint import Checkpoint, load_checkpoint, valid_checkpoints
+from corrdream.checkpoint import Checkpoint, checkpoint_path, checkpoint_paths, load_checkpoint, valid_checkpoints
 from corrdream.config import Config, load_config, save_config
 from corrdream.engine import build, identity
 from corrdream.interfaces import MultiviewPrior
-from corrdream.structures import RenderOutput
 from corrdream.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 MIN_FREE_BYTES = 200_000_000
+FREE_IN_PLACE = ("max_steps", "device", "output", "weights")  # the weights only mattered to the first step
 
 
 class RunError(ValueError):
@@ -65,18 +63,39 @@ def open_run(
     return trainer, run
 
 
+def load_run(path: Path, checkpoint: Path | None = None) -> tuple[Trainer, RunFolder]:
+    """The run at `path` as its newest checkpoint has it, or as `checkpoint` has it; changes nothing in the folder."""
+    run = RunFolder(path)
+    if not run.config.exists():
+        raise RunError(f"{path} is not a run folder: it has no config.yaml.")
+    state = load_checkpoint(checkpoint) if checkpoint else next(valid_checkpoints(run.checkpoints), None)
+    if state is None:
+        raise RunError(f"run folder {path} has no checkpoint yet; train it: python -m corrdream train --resume {path}")
+    trainer = build(load_config([run.config]))
+    trainer.load(state)
+    logger.info("%s at step %d.", path, trainer.step)
+    return trainer, run
+
+
 def restore(trainer: Trainer, run: RunFolder, checkpoint: Checkpoint | None) -> None:
-    """Puts the trainer at the checkpoint, and forgets what the folder logged after it."""
+    """Puts the trainer at the checkpoint, and forgets what the folder holds of later steps."""
     if checkpoint is not None:
         trainer.load(checkpoint)
     run.trim_metrics(trainer.step)
+    for path in checkpoint_paths(run.checkpoints):
+        if path > checkpoint_path(run.checkpoints, trainer.step):
+            logger.warning("Continuing from step %d: %s is dropped.", trainer.step, path.name)
+            path.unlink()
     logger.info("Continuing %s from step %d.", run.path, trainer.step)
 
 
 def resume_run(
     source: Path, run_dir: Path | None, overrides: Sequence[str], *, command: Sequence[str]
 ) -> tuple[Trainer, RunFolder]:
-    """Continues a run folder, or one of its checkpoints in a new folder; `overrides` may raise max_steps."""
+    """Continues a run folder, or from one of its checkpoints, there or in the new folder `run_dir`.
+
+    In place, `overrides` may change what FREE_IN_PLACE names; in a new folder, anything.
+    """
     checkpoint: Checkpoint | None
     if source.is_file():
         folder, checkpoint = RunFolder(source.parent.parent), load_checkpoint(source)
@@ -89,6 +108,12 @@ def resume_run(
     if run_dir is not None and run_dir.resolve() != folder.path.resolve():
         trainer, run = open_run(run_dir, config, command=command, fresh=True)
     else:
+        saved = load_config([folder.config])
+        if dataclasses.replace(saved, **{name: getattr(config, name) for name in FREE_IN_PLACE}) != config:
+            raise RunError(
+                f"{' '.join(overrides)} would make {folder.path} another run: in place only {', '.join(FREE_IN_PLACE)} "
+                "may change; give a new folder with --run-dir."
+            )
         run, trainer = folder, build(config)
         save_config(config, run.config)
     restore(trainer, run, checkpoint)
@@ -140,70 +165,3 @@ def _git_state() -> dict[str, object] | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return {"commit": commit.stdout.strip(), "modified": bool(status.stdout.strip())}
-
-
-def render_orbit(trainer: Trainer, *, num_views: int, size: int, include_end: bool = False) -> RenderOutput:
-    """Evaluation views around the scene as it is, unshaded, on the configured background color."""
-    cameras = trainer.config.cameras
-    return trainer.render_evaluation(
-        orbit_cameras(
-            num_views,
-            elevation_deg=cameras.eval_elevation,
-            distance=cameras.eval_distance,
-            fovy_deg=cameras.eval_fovy,
-            height=size,
-            width=size,
-            include_end=include_end,
-            device=trainer.device,
-        )
-    )
-
-
-def finish_run(trainer: Trainer, run: RunFolder) -> dict[str, float | None]:
-    """Turntable and normals as strips of eight views, and the grade where the truth is known."""
-    orbit = render_orbit(trainer, num_views=8, size=128)
-    views = range(len(orbit.rgb))
-    artifacts.write_picture(
-        run.path / "turntable.png", artifacts.strip([artifacts.to_picture(orbit.rgb[v]) for v in views])
-    )
-    artifacts.write_picture(
-        run.path / "normals.png", artifacts.strip([artifacts.normal_picture(orbit, v) for v in views])
-    )
-    graded = _grade_scene(trainer)
-    if graded is None:
-        return {}
-    artifacts.write_json(run.grade, graded.to_dict())
-    return graded.to_dict()
-
-
-def _grade_scene(trainer: Trainer) -> Grade | None:
-    """The scene against the shape that the prompt names; None for prompts whose shape is not known."""
-    try:
-        parse_caption(trainer.config.prompt)
-    except CaptionError as error:
-        logger.info("Not graded: %s", error)
-        return None
-    return grade_field(trainer.scene.field, trainer.config.prompt)
-
-
-def grade(path: Path) -> dict[str, float | None]:
-    """The metrics of a run of the built-in world; also written to its grade.json."""
-    trainer, run = open_run(path)
-    return finish_run(trainer, run)
-
-
-def grade_table(path: Path) -> str:
-    """The grade of a run as lines of text."""
-    return format_grade(grade(path))
-
-
-def test(path: Path, num_views: int) -> Path:
-    """Writes RUN/test: a full turn as PNG frames (color, normals, opacity) and as mp4; returns the folder."""
-    trainer, run = open_run(path)
-    orbit = render_orbit(trainer, num_views=num_views, size=128, include_end=True)
-    frames = [artifacts.frame_picture(orbit, view) for view in range(num_views)]
-    folder = run.path / "test"
-    for number, frame in enumerate(frames):
-        artifacts.write_picture(folder / f"{number:03d}.png", frame)
-    artifacts.write_video(folder / "turntable.mp4", frames)
-    return folder

@@ -339,15 +339,23 @@ class Trainer:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Goes to the checkpoint's step, so that the next step is the one that would have followed."""
-        scene = {name.removeprefix("scene/"): v for name, v in checkpoint.tensors.items() if name.startswith("scene/")}
+        load_scene(self.scene, checkpoint)
         try:
-            self.scene.load_state_dict(scene)
             restore_optimizer(self.optimizer, checkpoint.tensors)
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (KeyError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit this configuration: {error}") from error
         self.generator.set_state(checkpoint.tensors["generator"])
         self.scaler.load_state_dict(checkpoint.info["scaler"])
         self.step = checkpoint.step
+
+
+def load_scene(scene: Scene, checkpoint: Checkpoint) -> None:
+    """Sets what is trained, and its occupancy, to the checkpoint's values."""
+    values = {name.removeprefix("scene/"): v for name, v in checkpoint.tensors.items() if name.startswith("scene/")}
+    try:
+        scene.load_state_dict(values)
+    except RuntimeError as error:
+        raise CheckpointError(f"the checkpoint does not fit this configuration: {error}") from error
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

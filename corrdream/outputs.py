@@ -1,0 +1,171 @@
+"""What is made of a run or a prompt: strips, grades, turntables, validation sheets, meshes, previews of the prior."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from corrdream import artifacts
+from corrdream.artifacts import Picture, RunFolder
+from corrdream.blocks.grade import Grade, format_grade, grade_field
+from corrdream.blocks.grammar import CaptionError, parse_caption
+from corrdream.cameras import orbit_cameras
+from corrdream.config import Config, ConfigError
+from corrdream.engine import build_prior, check_prompt, sampling_style
+from corrdream.export import MeshFormat, albedo_function, extract_mesh, half_opaque_density, write_mesh
+from corrdream.prior.sampling import sample_views
+from corrdream.rendering import sampling_step
+from corrdream.runs import load_run
+from corrdream.structures import CameraBatch, RenderOutput
+from corrdream.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+PICTURE_SIZE = 128  # pixels
+VIEWS_AT_ONCE = 4
+DDIM_STEPS = 50
+RESOLUTION = {"cpu": 128, "cuda": 256}  # nodes along a side of the grid that a mesh is taken from
+
+
+def orbit(trainer: Trainer, *, num_views: int, size: int, include_end: bool = False) -> CameraBatch:
+    """The evaluation cameras of a run."""
+    cameras = trainer.config.cameras
+    return orbit_cameras(
+        num_views,
+        elevation_deg=cameras.eval_elevation,
+        distance=cameras.eval_distance,
+        fovy_deg=cameras.eval_fovy,
+        height=size,
+        width=size,
+        include_end=include_end,
+        device=trainer.device,
+    )
+
+
+def render_parts(trainer: Trainer, cameras: CameraBatch) -> Iterator[RenderOutput]:
+    """The scene as it is, unshaded, on the configured background color, a few views at a time."""
+    for start in range(0, len(cameras.c2w), VIEWS_AT_ONCE):
+        part = slice(start, start + VIEWS_AT_ONCE)
+        yield trainer.render_evaluation(
+            dataclasses.replace(
+                cameras,
+                c2w=cameras.c2w[part],
+                intrinsics=cameras.intrinsics[part],
+                azimuth=cameras.azimuth[part],
+                elevation=cameras.elevation[part],
+                distance=cameras.distance[part],
+            )
+        )
+
+
+def finish_run(trainer: Trainer, run: RunFolder) -> dict[str, float | None]:
+    """Turntable and normals as strips of eight views, and the grade where the truth is known."""
+    colors: list[Picture] = []
+    normals: list[Picture] = []
+    for part in render_parts(trainer, orbit(trainer, num_views=8, size=PICTURE_SIZE)):
+        for view in range(len(part.rgb)):
+            colors.append(artifacts.to_picture(part.rgb[view]))
+            normals.append(artifacts.normal_picture(part, view))
+    artifacts.write_picture(run.path / "turntable.png", artifacts.strip(colors))
+    artifacts.write_picture(run.path / "normals.png", artifacts.strip(normals))
+    graded = _grade_scene(trainer)
+    if graded is None:
+        return {}
+    artifacts.write_json(run.grade, graded.to_dict())
+    return graded.to_dict()
+
+
+def _grade_scene(trainer: Trainer) -> Grade | None:
+    """The scene against the shape that the prompt names; None for prompts whose shape is not known."""
+    try:
+        parse_caption(trainer.config.prompt)
+    except CaptionError as error:
+        logger.info("Not graded: %s", error)
+        return None
+    return grade_field(trainer.scene.field, trainer.config.prompt)
+
+
+def grade(path: Path, checkpoint: Path | None = None) -> dict[str, float | None]:
+    """The metrics of a run of the built-in world; also written to its grade.json."""
+    return finish_run(*load_run(path, checkpoint))
+
+
+def grade_table(path: Path, checkpoint: Path | None = None) -> str:
+    """The grade of a run as lines of text."""
+    return format_grade(grade(path, checkpoint))
+
+
+def test(path: Path, checkpoint: Path | None, *, num_views: int, size: int) -> Path:
+    """Writes RUN/test: a full turn as PNG frames (color, normals, opacity) and as mp4; returns the folder."""
+    trainer, run = load_run(path, checkpoint)
+    folder = run.path / "test"
+    frames: list[Picture] = []
+    for part in render_parts(trainer, orbit(trainer, num_views=num_views, size=size, include_end=True)):
+        for view in range(len(part.rgb)):
+            artifacts.write_picture(folder / f"{len(frames):03d}.png", artifacts.frame_picture(part, view))
+            frames.append(artifacts.frame_picture(part, view))
+    artifacts.write_video(folder / "turntable.mp4", frames)
+    return folder
+
+
+def validate(path: Path, checkpoint: Path | None, *, size: int) -> Path:
+    """Writes RUN/validation/step-000050.png: four evaluation views, a row each (color, normals, opacity)."""
+    trainer, run = load_run(path, checkpoint)
+    (part,) = render_parts(trainer, orbit(trainer, num_views=4, size=size))
+    sheet = run.path / "validation" / f"step-{trainer.step:06d}.png"
+    artifacts.write_picture(sheet, artifacts.preview_sheet(part))
+    return sheet
+
+
+def export(
+    path: Path, checkpoint: Path | None, *, kind: MeshFormat, threshold: float | None, resolution: int | None
+) -> Path:
+    """Writes RUN/export/mesh.KIND and returns its path; no threshold takes the density that is half opaque a sample."""
+    trainer, run = load_run(path, checkpoint)
+    config, field, device = trainer.config, trainer.scene.field, trainer.device
+    step_size = sampling_step(config.field.radius, config.rendering.num_samples_per_ray)
+    if threshold is None:
+        threshold = half_opaque_density(step_size)
+    mesh = extract_mesh(
+        field,
+        radius=config.field.radius,
+        threshold=threshold,
+        resolution=resolution or RESOLUTION[device.type],
+        device=device,
+    )
+    logger.info("Surface at density %.4g: %d triangles; coloring it.", threshold, len(mesh.triangles))
+    return write_mesh(mesh, run.path / "export", kind=kind, albedo=albedo_function(field, device))
+
+
+def preview(config: Config, out: Path, *, num_rows: int) -> Path:
+    """Writes what the prior alone draws of the prompt, without any 3D: a row a draw, a column a view."""
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out must name a .png file, got {out}.")
+    check_prompt(config)
+    prior = build_prior(config)
+    cameras = orbit_cameras(
+        prior.num_views,
+        elevation_deg=config.cameras.eval_elevation,
+        distance=config.cameras.eval_distance,
+        fovy_deg=config.cameras.eval_fovy,
+        height=prior.image_size,
+        width=prior.image_size,
+        device=prior.device,
+    )
+    suffix, guidance_scale = sampling_style(config)
+    generator = torch.Generator().manual_seed(config.seed)
+    rows = []
+    for _ in range(num_rows):
+        (views,) = sample_views(
+            prior,
+            [config.prompt + suffix],
+            cameras.c2w,
+            guidance_scale=guidance_scale,
+            num_steps=DDIM_STEPS,
+            generator=generator,
+        )
+        rows.append(artifacts.strip([artifacts.to_picture(view) for view in views]))
+    artifacts.write_picture(out, artifacts.stack(rows))
+    return out
