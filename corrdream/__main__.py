@@ -1,4 +1,4 @@
-"""`python -m corrdream {train,test,validate,export,grade,preview,doctor} ...`: parses, calls, prints. No logic."""
+"""`python -m corrdream COMMAND ...`: parses, calls, prints. No logic."""
 
 import argparse
 import logging
@@ -76,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     preview.add_argument("--num-rows", type=_positive, default=3, help="draws, a row each (default: 3)")
     preview.set_defaults(run=_preview)
+
+    importing = commands.add_parser("import-config", help="turn a threestudio configuration into ours")
+    importing.add_argument("file", type=Path, metavar="OLD.yaml")
+    importing.add_argument("overrides", nargs="*", metavar="key=value", help="in the old file's names")
+    importing.add_argument("--out", type=Path, metavar="NEW.yaml", help="default: print it")
+    importing.set_defaults(run=_import_config)
 
     doctor = commands.add_parser("doctor", help="what is installed here, and what to do about what is not")
     doctor.set_defaults(run=_doctor)
@@ -199,6 +205,20 @@ def _preview(options: argparse.Namespace) -> int:
 
     files, overrides = _split(options.inputs)
     print(f"Images: {outputs.preview(load_config(files, overrides), options.out, num_rows=options.num_rows)}")
+    return 0
+
+
+def _import_config(options: argparse.Namespace) -> int:
+    from corrdream.import_config import import_config
+
+    imported = import_config(options.file, options.overrides)
+    for note in imported.notes:
+        print(f"not carried over: {note}", file=sys.stderr)
+    if options.out is None:
+        print(imported.to_yaml(), end="")
+    else:
+        options.out.write_text(imported.to_yaml(), encoding="utf-8")
+        print(f"Configuration: {options.out}")
     return 0
 
 
