@@ -13,7 +13,6 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import RayError
-from ray.tune.error import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 
 from sweeps.folders import SweepError, SweepFolder
@@ -92,8 +91,8 @@ def run_trials(
     )
     try:
         tuner.fit()
-    except (OSError, TuneError, RayError) as error:
-        raise SchedulingError(_one_line(error)) from error
+    except Exception as error:  # whatever Tune raises, what the trials have saved is still to be reported
+        raise SchedulingError(f"{type(error).__name__}: {_one_line(error)}") from error
 
 
 def _trial_name(trial: TuneTrial) -> str:

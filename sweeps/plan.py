@@ -21,7 +21,7 @@ from sweeps.progress import format_seconds
 MINIATURE_STEPS = 6
 MEASURE_SECONDS = 20.0
 PICTURE_BYTES = 2_000_000  # previews, turntable, event files of a trial
-SPARE_BYTES = 100_000_000  # left free on the disk
+SPARE_BYTES = 300_000_000  # left free on the disk; a run refuses to start with less than 200 MB
 MEMORY_SHARE = 0.85  # of what is free
 
 

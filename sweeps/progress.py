@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sweeps.folders import Sweep, SweepFolder
+from sweeps.folders import Sweep, SweepFolder, read_status
 from sweeps.grids import describe
 from sweeps.results import read_result, sort_key
 
@@ -28,6 +28,7 @@ class Progress:
         self._sweep = sweep
         self._folder = folder
         self._max_steps = {trial.name: int(trial.config["max_steps"]) for trial in sweep.trials}
+        self._identity = {trial.name: trial.identity for trial in sweep.trials}
         self._left = dict(steps)
         self._planned_pace = seconds_per_step
         self._concurrent = concurrent
@@ -48,7 +49,9 @@ class Progress:
     def retry(self, name: str) -> None:
         """The trial's process died; another one will continue it."""
         self.running.discard(name)
-        self._write(f"{self._clock()}  {name} lost its process; another one continues from the newest checkpoint")
+        error = read_status(self._folder.trial(name), self._identity[name]).error
+        reason = f"failed ({error})" if error else "lost its process"
+        self._write(f"{self._clock()}  {name} {reason}; another one continues from the newest checkpoint")
 
     def report(self, name: str, status: Mapping[str, Any]) -> None:
         """The trial took some steps, or ended."""

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -18,6 +19,7 @@ from sweeps.report import write_report
 from sweeps.results import compare_settings, format_table, read_results, write_csv
 from sweeps.tracking import wandb_mode
 
+INTERRUPTED = 128 + signal.SIGINT
 REPORT_SECONDS = 2.5
 # Set before Ray is imported, unless the user has set them.
 ENVIRONMENT = {
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("Interrupted before any trial was started.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def start(job: Job, arguments: argparse.Namespace) -> int:
@@ -222,4 +224,8 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    if status == INTERRUPTED:
+        os._exit(status)  # Ray's exit handlers crash when it was interrupted while it started
+    sys.exit(status)

@@ -5,6 +5,7 @@ lost node or another driver continues from the newest valid checkpoint there, wh
 """
 
 import dataclasses
+import errno
 import json
 import os
 import time
@@ -22,9 +23,11 @@ from sweeps.tracking import Tracker, WandbMode
 
 LOCK_WAIT_SECONDS = 60.0  # the workers of a killed driver live on for some seconds
 
-# What another attempt would only repeat. Anything else (a lost GPU, a file server that hung) is raised, and Tune tries
-# again in a new process.
+# What another attempt would only repeat, besides a full disk. Anything else (a lost GPU, a file server that hung) is
+# raised, and Tune tries again in a new process.
 HOPELESS = (ValueError, corrdream.TrainingDivergedError)
+# By their texts: not every library keeps the number.
+DISK_ERRORS = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,11 +74,8 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
             begun = time.monotonic()
             try:
                 self._advance()
-            except HOPELESS as error:
-                self._record(state="failed", error=_line(error))
             except Exception as error:
-                self._record(error=_line(error))
-                raise
+                self._give_up_or_raise(error)
             self._record(seconds=self._status.seconds + time.monotonic() - begun)
         is_done = self._status.state != "running"
         if is_done:
@@ -110,8 +110,8 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
             self._open_run(spec, sweep_folder)
         except LockedError:  # status.json is the other process's
             raise
-        except HOPELESS as error:
-            self._record(state="failed", error=_line(error))
+        except Exception as error:
+            self._give_up_or_raise(error)
 
     def _open_run(self, spec: Spec, sweep_folder: SweepFolder) -> None:
         if not sweep_folder.sweep_file.exists():
@@ -153,6 +153,14 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
             self._trainer.save_to(self._run)  # it may have come after the last look at it
             state = "stopped"
         self._status = dataclasses.replace(self._status, state=state, step=report.step)
+
+    def _give_up_or_raise(self, error: Exception) -> None:
+        """Fails the trial if another attempt would fail too; else raises again, and Tune makes that attempt."""
+        if isinstance(error, HOPELESS) or any(text in str(error) for text in DISK_ERRORS):
+            self._record(state="failed", error=_line(error))
+            return
+        self._record(error=_line(error))
+        raise error
 
     def _record(self, **changes: Any) -> None:
         """Updates status.json; where even that cannot be written, the driver still hears of it."""

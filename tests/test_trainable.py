@@ -1,7 +1,7 @@
 """The adapter: a trial's folder holds the truth, whichever process works on it. No cluster is needed."""
 
-import dataclasses
 import logging
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +50,15 @@ def make_spec(tmp_path: Path, tiny_prior_file: Path) -> Callable[..., Spec]:
         )
 
     return make
+
+
+@pytest.fixture
+def undisturbed(make_spec: Callable[..., Spec], tmp_path: Path) -> dict[str, torch.Tensor]:
+    """The final tensors of the run that no sweep knows of."""
+    torch.set_num_threads(1)
+    trainer, run = corrdream.open_run(tmp_path / "alone", corrdream.load_config((), make_spec().config))
+    trainer.fit(run)
+    return final_tensors(run.path)
 
 
 def start(spec: Spec) -> CorrDreamTrainable:
@@ -115,11 +124,12 @@ def test_the_next_trial_keeps_the_prior_and_equals_one_in_a_fresh_process(make_s
 
 @pytest.mark.parametrize("stop_after", [3, 5, 8])
 def test_a_stopped_trial_saves_and_its_continuation_equals_an_undisturbed_run(
-    stop_after: int, make_spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
+    stop_after: int,
+    make_spec: Callable[..., Spec],
+    undisturbed: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    undisturbed = make_spec("undisturbed")
-    start(undisturbed).train()
-    spec = dataclasses.replace(undisturbed, trial="disturbed")
+    spec = make_spec()
     stop_file = SweepFolder(Path(spec.sweep_folder)).stop_file
     trial = start(spec)
     take_step = trial._trainer.train_step
@@ -135,9 +145,8 @@ def test_a_stopped_trial_saves_and_its_continuation_equals_an_undisturbed_run(
     stop_file.unlink()
     result = start(spec).train()
     assert (result["state"], result["attempts"]) == ("finished", 2)
-    assert_equal(final_tensors(folder_of(spec)), final_tensors(folder_of(undisturbed)))
-    lines = [(folder_of(one) / "metrics.jsonl").read_text().count("\n") for one in (spec, undisturbed)]
-    assert lines == [STEPS, STEPS]
+    assert_equal(final_tensors(folder_of(spec)), undisturbed)
+    assert (folder_of(spec) / "metrics.jsonl").read_text().count("\n") == STEPS
 
 
 def test_while_the_sweep_stops_no_trial_is_opened(make_spec: Callable[..., Spec]):
@@ -175,6 +184,26 @@ def test_after_a_failed_trial_the_process_can_run_the_next(make_spec: Callable[.
     trial.train()
     assert trial.reset_config({"spec": make_spec("good").to_text()})
     assert trial.train()["state"] == "finished"
+
+
+def test_a_disk_that_takes_no_more_fails_the_trial_and_what_it_had_saved_is_continued(
+    make_spec: Callable[..., Spec], undisturbed: dict[str, torch.Tensor]
+):
+    spec = make_spec()
+    trial = start(spec)
+    trial._trainer.fit(trial._run, should_stop=lambda: trial._trainer.step == 5)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # half a checkpoint
+    try:
+        result = trial.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (result["done"], result["state"]) == (True, "failed")
+    assert "File too large" in result["error"]
+    again = start(spec)
+    assert again._trainer.step == 5
+    assert again.train()["state"] == "finished"
+    assert_equal(final_tensors(folder_of(spec)), undisturbed)
 
 
 def test_an_unexpected_error_is_recorded_and_raised_so_that_tune_tries_again(
