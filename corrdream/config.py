@@ -27,8 +27,12 @@ class ConfigError(ValueError):
 class PriorConfig:
     """The frozen multi-view diffusion model."""
 
-    kind: Literal["blocks"] = "blocks"
-    checkpoint: str = ""  # weights file; empty takes the one that ships with the package
+    kind: Literal["blocks", "mvdream", "mvdream_package"] = "blocks"
+    model: Literal["sd-v2.1-base-4view", "sd-v1.5-4view"] = "sd-v2.1-base-4view"  # of MVDream
+    checkpoint: str = ""  # weights file; empty takes the built-in prior's, or MVDream's from the Hugging Face cache
+    # auto: float16 for MVDream on a GPU, else float32
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    attention: Literal["sdpa", "xformers"] = "sdpa"  # of kind mvdream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,6 +369,11 @@ def check_config(config: Config) -> None:
     _at_least("seed", config.seed, 0)
     if not config.prompt.strip():
         raise ConfigError("prompt must not be empty; give it as prompt='a red cone on a blue cube'.")
+    if config.prior.attention != "sdpa" and config.prior.kind != "mvdream":
+        raise ConfigError(
+            f"prior.attention={config.prior.attention} needs prior.kind=mvdream, got {config.prior.kind}, "
+            "which chooses for itself."
+        )
     _check_schedules(config)
     _check_timesteps(config)
     _check_ranges(config)

@@ -1,7 +1,8 @@
 """Composition root: builds every part from the configuration, opens run folders. The only reader of `kind` fields."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 import torch
 from torch import nn
@@ -20,8 +21,13 @@ from corrdream.field import (
 )
 from corrdream.interfaces import Encoding, MultiviewPrior
 from corrdream.prior.blocks import WEIGHTS, BlocksPrior, blocks_fingerprint, check_words
+from corrdream.prior.mvdream import MvdreamPrior
+from corrdream.prior.mvdream_checkpoint import checkpoint_fingerprint, locate_checkpoint
+from corrdream.prior.mvdream_package import MvdreamPackagePrior
 from corrdream.rendering import OccupancyGrid, TorchMarching, sampling_step
 from corrdream.trainer import Scene, Trainer, load_scene
+
+Result = TypeVar("Result")
 
 
 def pick_device(config: Config) -> torch.device:
@@ -44,9 +50,51 @@ def build_prior(config: Config, device: torch.device | None = None) -> Multiview
     device = device or pick_device(config)
     match config.prior.kind:
         case "blocks":
-            return BlocksPrior.load(device, path=_weights(config))
+            return BlocksPrior.load(device, path=_weights(config), dtype=_prior_dtype(config, device))
+        case "mvdream":
+            return _named_as_config(
+                lambda: MvdreamPrior.load(
+                    config.prior.model,
+                    checkpoint=config.prior.checkpoint,
+                    device=device,
+                    dtype=_prior_dtype(config, device),
+                    attention=config.prior.attention,
+                )
+            )
+        case "mvdream_package":
+            return _named_as_config(
+                lambda: MvdreamPackagePrior.load(
+                    config.prior.model,
+                    checkpoint=config.prior.checkpoint,
+                    device=device,
+                    dtype=_prior_dtype(config, device),
+                )
+            )
         case _:
             assert_never(config.prior.kind)
+
+
+def _prior_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """What the prior's networks compute in."""
+    match config.prior.precision:
+        case "auto":
+            return torch.float16 if device.type == "cuda" and config.prior.kind != "blocks" else torch.float32
+        case "float32":
+            return torch.float32
+        case "float16":
+            return torch.float16
+        case "bfloat16":
+            return torch.bfloat16
+        case _:
+            assert_never(config.prior.precision)
+
+
+def _named_as_config(action: Callable[[], Result]) -> Result:
+    """What `action` returns; what it finds wrong with a file that the configuration names is a ConfigError."""
+    try:
+        return action()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _weights(config: Config) -> Path:
@@ -66,6 +114,8 @@ def check_prompt(config: Config) -> None:
                     check_words(prompt, _weights(config))
                 except ValueError as error:
                     raise ConfigError(f"{key}={prompt!r}: {error}") from error
+        case "mvdream" | "mvdream_package":
+            pass  # they read any text
         case _:
             assert_never(config.prior.kind)
 
@@ -82,6 +132,9 @@ def _prior_fingerprint(config: Config) -> str:
     match config.prior.kind:
         case "blocks":
             return blocks_fingerprint(_weights(config))
+        case "mvdream" | "mvdream_package":
+            prior = config.prior
+            return _named_as_config(lambda: checkpoint_fingerprint(locate_checkpoint(prior.model, prior.checkpoint)))
         case _:
             assert_never(config.prior.kind)
 
@@ -101,6 +154,8 @@ def sampling_style(config: Config) -> tuple[str, float]:
     match config.prior.kind:
         case "blocks":
             return "", 7.5
+        case "mvdream" | "mvdream_package":
+            return ", 3d asset", 10.0
         case _:
             assert_never(config.prior.kind)
 
