@@ -13,12 +13,16 @@ from typing import Any
 import imageio.v3 as imageio
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from corrdream.structures import RenderOutput
+from corrdream.structures import Matches, RenderOutput
 
 Picture = UInt8[np.ndarray, "H W 3"]
+
+MATCH_ZOOM = 4  # screen pixels a pixel of the view
+MATCHES_SHOWN = 24  # a pair of views
+LARGE_ERROR = 4.0  # pixels; drawn red, an error of zero green
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ class RunFolder:
     def preview(self, step: int) -> Path:
         """Sheet of the training views at a step."""
         return self.path / "previews" / f"step-{step:06d}.png"
+
+    def matches(self, step: int) -> Path:
+        """Matches of the last correspondence step before a preview."""
+        return self.path / "previews" / f"matches-{step:06d}.png"
 
     def append_metrics(self, row: Mapping[str, float]) -> None:
         """Adds one line."""
@@ -131,6 +139,36 @@ def frame_picture(render: RenderOutput, view: int) -> Picture:
 def preview_sheet(render: RenderOutput) -> Picture:
     """One row a view: color, normals, opacity."""
     return stack([frame_picture(render, view) for view in range(len(render.rgb))])
+
+
+def match_sheet(
+    source: Float[Tensor, "B H W 3"], target: Float[Tensor, "B H W 3"], matches: Matches, errors: Float[Tensor, " M"]
+) -> UInt8[np.ndarray, "_ _ 3"]:
+    """One row a view: the view and its shifted twin, a line for some of the matches, green to red by their error."""
+    rows = [
+        strip([_zoomed(to_picture(source[view])), _zoomed(to_picture(target[view]))]) for view in range(len(source))
+    ]
+    image = Image.fromarray(stack(rows))
+    draw = ImageDraw.Draw(image)
+    height, width = (MATCH_ZOOM * side for side in source.shape[1:3])
+    for view in range(len(source)):
+        mine = (matches.view == view).nonzero()[:, 0]
+        for index in mine[:: max(1, -(-len(mine) // MATCHES_SHOWN))].tolist():
+            (x, y), (twin_x, twin_y) = matches.source_xy[index].tolist(), matches.target_xy[index].tolist()
+            start = (MATCH_ZOOM * (x + 0.5), MATCH_ZOOM * (y + 0.5) + view * height)
+            end = (MATCH_ZOOM * twin_x + width, MATCH_ZOOM * twin_y + view * height)
+            draw.line([start, end], fill=error_color(float(errors[index])), width=1)
+    return np.asarray(image)
+
+
+def error_color(error: float) -> tuple[int, int, int]:
+    """Green without error, through yellow to red for LARGE_ERROR pixels and more."""
+    bad = min(error / LARGE_ERROR, 1.0)
+    return round(255 * min(2 * bad, 1.0)), round(200 * min(2 - 2 * bad, 1.0)), 0
+
+
+def _zoomed(picture: Picture) -> UInt8[np.ndarray, "_ _ 3"]:
+    return picture.repeat(MATCH_ZOOM, axis=0).repeat(MATCH_ZOOM, axis=1)
 
 
 def strip(pictures: Sequence[Picture]) -> UInt8[np.ndarray, "H _ 3"]:

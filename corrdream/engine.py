@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar, assert_never
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from corrdream.checkpoint import file_fingerprint, fingerprint, load_checkpoint, sources_fingerprint
@@ -20,7 +21,7 @@ from corrdream.field import (
     SphericalHarmonics,
 )
 from corrdream.interfaces import Encoding, MultiviewPrior
-from corrdream.prior.blocks import WEIGHTS, BlocksPrior, blocks_fingerprint, check_words
+from corrdream.prior.blocks import WEIGHTS, BlocksPrior, blocks_fingerprint, check_words, read_metadata
 from corrdream.prior.mvdream import MvdreamPrior
 from corrdream.prior.mvdream_checkpoint import checkpoint_fingerprint, locate_checkpoint
 from corrdream.prior.mvdream_package import MvdreamPackagePrior
@@ -102,6 +103,10 @@ def _weights(config: Config) -> Path:
     path = Path(config.prior.checkpoint) if config.prior.checkpoint else WEIGHTS
     if not path.is_file():
         raise ConfigError(f"prior.checkpoint={path} does not exist; leave it empty for the weights that ship.")
+    try:
+        read_metadata(path)
+    except (ValueError, SafetensorError) as error:
+        raise ConfigError(f"prior.checkpoint={path} is not a weights file of the built-in prior: {error}") from error
     return path
 
 
@@ -243,6 +248,7 @@ def build_field(config: Config, generator: torch.Generator) -> RadianceField:
         density_blob_std=config.field.density_blob_std,
         normal=config.field.normal,
         finite_difference_eps=config.field.finite_difference_eps,
+        albedo_gain=config.field.dense_grid.albedo_gain,
         generator=generator,
     )
 

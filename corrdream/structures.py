@@ -126,4 +126,5 @@ class CorrespondenceOutput:
 
     loss: Float[Tensor, ""]
     matches: tuple[Matches, ...]  # source to target views; then target to source, where both directions are used
+    errors: tuple[Tensor, ...]  # one [M] for each of the matches: distance of match and reprojection, pixels
     residual: Float[Tensor, ""]  # median distance of match and reprojection, pixels; NaN without matches

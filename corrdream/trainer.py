@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from corrdream.artifacts import RunFolder, preview_sheet, write_picture
+from corrdream.artifacts import RunFolder, match_sheet, preview_sheet, write_picture
 from corrdream.camera_sampling import sample_multiview_cameras
 from corrdream.cameras import orbit_cameras, shift_azimuth
 from corrdream.checkpoint import (
@@ -32,7 +32,7 @@ from corrdream.interfaces import Marching, Matching, MultiviewPrior
 from corrdream.losses import regularization_losses
 from corrdream.rendering import OccupancyGrid, draw_appearance, render
 from corrdream.settings import StepSettings, correspondence_settings, settings_at
-from corrdream.structures import Appearance, CameraBatch, LightBatch, RenderOutput
+from corrdream.structures import Appearance, CameraBatch, LightBatch, Matches, RenderOutput
 
 
 class TrainingDivergedError(RuntimeError):
@@ -61,6 +61,16 @@ class Look:
     appearance: Appearance
     jitter: Float[Tensor, " N"] | None
     with_normals: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchView:
+    """The matches of one correspondence step and the images that they connect, detached."""
+
+    source: Float[Tensor, "B H W 3"]
+    target: Float[Tensor, "B H W 3"]
+    matches: Matches
+    errors: Float[Tensor, " M"]  # distance of match and reprojection, pixels
 
 
 class Scene(nn.Module):
@@ -95,6 +105,7 @@ class Trainer:
         self.optimizer = optimizer
         self.device = device
         self.step = 0
+        self.match_view: MatchView | None = None  # for the next preview; no part of the state
         # On the CPU whatever the device, so that a seed means the same cameras, lights and noise everywhere.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
@@ -200,6 +211,13 @@ class Trainer:
             settings=correspondence_settings(config),
             generator=self.generator,
         )
+        if self.is_last_before_preview():
+            self.match_view = MatchView(
+                source=images.rgb.detach(),
+                target=twin.rgb.detach(),
+                matches=output.matches[0],
+                errors=output.errors[0],
+            )
         matches = sum(len(matches.view) for matches in output.matches)
         return {"correspondence": output.loss}, {
             "correspondence/matches": output.loss.new_tensor(matches),
@@ -259,6 +277,20 @@ class Trainer:
         lights = LightBatch(position=position, offset=torch.zeros_like(position), distance=cameras.distance)
         return self.render(cameras, lights, Look(appearance=appearance, jitter=None, with_normals=True))
 
+    def is_last_before_preview(self) -> bool:
+        """Whether the next preview comes before the next correspondence step."""
+        every = self.config.output.preview_every
+        return every > 0 and -(self.step + 1) % every < self.config.correspondence.every
+
+    def write_previews(self, run: RunFolder) -> None:
+        """The evaluation views, and the matches of the last correspondence step if there was one since the last."""
+        write_picture(run.preview(self.step), preview_sheet(self.preview()))
+        if self.match_view is not None:
+            shown = self.match_view
+            sheet = match_sheet(shown.source, shown.target, shown.matches, shown.errors)
+            write_picture(run.matches(self.step), sheet)
+            self.match_view = None
+
     def preview(self) -> RenderOutput:
         """Four evaluation views of the scene as it is."""
         cameras = self.config.cameras
@@ -314,7 +346,7 @@ class Trainer:
             run.append_metrics(metrics)
             output = self.config.output
             if output.preview_every and self.step % output.preview_every == 0:
-                write_picture(run.preview(self.step), preview_sheet(self.preview()))
+                self.write_previews(run)
             if self.step % output.checkpoint_every == 0 or self.finished:
                 self.save_to(run)
         spent = time.monotonic() - start

@@ -91,6 +91,7 @@ def correspondence_loss(
     return CorrespondenceOutput(
         loss=total.sum() if settings.reduction == "sum" else total.mean(),
         matches=tuple(all_matches),
+        errors=tuple(torch.linalg.vector_norm(errors, dim=1) for errors in all_errors),
         residual=match_residual(torch.cat(all_errors)),
     )
 

@@ -1,0 +1,178 @@
+"""The step and the loop: what they change, what they leave alone, and how they fail."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+
+from corrdream.artifacts import RunFolder
+from corrdream.config import CorrespondenceConfig, load_config
+from corrdream.engine import build
+from corrdream.prior.blocks import BlocksPrior
+from corrdream.settings import settings_at
+from corrdream.trainer import Trainer, TrainingDivergedError
+from tests.sweep_folders import tiny_overrides
+
+MATCH_ALL = {  # a random prior and a blob: only without filters is there a match
+    "correspondence.window": {"steps": [0, 100]},
+    "correspondence.every": 1,
+    "correspondence.opacity_threshold": -1.0,
+    "correspondence.epipolar_threshold": 1e6,
+}
+
+
+@pytest.fixture(scope="module")
+def prior(tiny_prior_file: Path) -> BlocksPrior:
+    return BlocksPrior.load(path=tiny_prior_file)
+
+
+@pytest.fixture
+def make(prior: BlocksPrior, tiny_prior_file: Path):
+    def make(**overrides: Any) -> Trainer:
+        changes = {"max_steps": 8, "device": "cpu"} | overrides
+        return build(load_config((), tiny_overrides(tiny_prior_file, **changes)), prior=prior)
+
+    return make
+
+
+def correspondence_choices() -> list[tuple[str, str]]:
+    hints = get_type_hints(CorrespondenceConfig)
+    return [(name, choice) for name, hint in hints.items() if get_origin(hint) is Literal for choice in get_args(hint)]
+
+
+def test_a_step_changes_the_scene_and_says_so(make) -> None:
+    trainer = make()
+    before = {name: value.clone() for name, value in trainer.scene.named_parameters()}
+    metrics = trainer.train_step()
+    assert trainer.step == 1
+    assert any(not torch.equal(before[name], value) for name, value in trainer.scene.named_parameters())
+    assert {"loss/sds", "loss/total", "grad_norm", "guidance/timestep", "opacity", "samples"} <= metrics.keys()
+    assert metrics["loss/total"] == pytest.approx(metrics["loss/sds"])
+
+
+def test_the_same_seed_gives_the_same_steps_and_another_one_others(make) -> None:
+    losses = [[make(seed=seed).train_step()["loss/total"] for _ in range(2)] for seed in (0, 0, 1)]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_training_lowers_the_loss_that_it_is_given(make) -> None:
+    only_sparsity = {"correspondence.enabled": False, "loss_weights.sds": 0.0, "loss_weights.sparsity": 1.0}
+    trainer = make(**only_sparsity, **{"max_steps": 30, "optimizer.encoding_lr": 0.5})
+    losses = [trainer.train_step()["loss/total"] for _ in range(30)]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_the_prior_is_not_trained(make, prior: BlocksPrior) -> None:
+    before = {name: value.clone() for name, value in prior._networks.state_dict().items()}
+    trainer = make(**MATCH_ALL | {"correspondence.every": 2})
+    for _ in range(4):
+        trainer.train_step()
+    for name, value in prior._networks.state_dict().items():
+        assert torch.equal(before[name], value), name
+    assert all(parameter.grad is None for parameter in prior._networks.parameters())
+    assert not any("network" in name and "prior" in name for name in trainer.scene.state_dict())
+
+
+def test_correspondence_steps_replace_distillation_inside_the_window_only(make) -> None:
+    trainer = make(**MATCH_ALL | {"correspondence.window": {"steps": [2, 6]}, "correspondence.every": 2})
+    steps = [trainer.train_step() for _ in range(8)]
+    assert ["loss/correspondence" in metrics for metrics in steps] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert all(("loss/sds" in metrics) != ("loss/correspondence" in metrics) for metrics in steps)
+
+
+def test_without_correspondence_every_step_distills(make) -> None:
+    trainer = make(**MATCH_ALL | {"correspondence.enabled": False})
+    assert all("loss/sds" in trainer.train_step() for _ in range(3))
+
+
+@pytest.mark.parametrize(("name", "choice"), correspondence_choices())
+def test_every_choice_of_the_correspondence_loss_takes_a_step(make, name: str, choice: str) -> None:
+    trainer = make(**MATCH_ALL | {f"correspondence.{name}": choice})
+    before = [parameter.clone() for parameter in trainer.scene.field.parameters()]
+    metrics = trainer.train_step()
+    assert metrics["correspondence/matches"] > 0
+    assert metrics["grad_norm"] > 0
+    assert any(not torch.equal(old, new) for old, new in zip(before, trainer.scene.field.parameters(), strict=True))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_with_step_and_cure(make) -> None:
+    trainer = make(**{"guidance.guidance_scale": {"steps": [0, 1], "values": [7.5, 3e38], "interpolate": "hold"}})
+    trainer.train_step()
+    before = [parameter.clone() for parameter in trainer.scene.parameters()]
+    with pytest.raises(TrainingDivergedError, match=r"step 1: the gradient is not finite.*guidance\.guidance_rescale"):
+        trainer.train_step()
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.scene.parameters(), strict=True))
+
+
+def test_matches_are_drawn_with_the_preview_that_follows_them(make, tmp_path: Path) -> None:
+    trainer = make(**MATCH_ALL | {"correspondence.every": 2, "output.preview_every": 3, "max_steps": 6})
+    trainer.fit(RunFolder(tmp_path))
+    # Steps 0, 2 and 4 are correspondence steps: the last before the previews after 3 and 6 steps are 2 and 4.
+    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == [
+        "matches-000003.png",
+        "matches-000006.png",
+        "step-000003.png",
+        "step-000006.png",
+    ]
+    assert trainer.match_view is None
+
+
+def test_no_picture_is_kept_when_none_is_due(make) -> None:
+    trainer = make(**MATCH_ALL | {"output.preview_every": 0})
+    trainer.train_step()
+    assert trainer.match_view is None
+
+
+def test_the_loop_stops_when_told_and_leaves_a_checkpoint(make, tmp_path: Path) -> None:
+    trainer = make()
+    run = RunFolder(tmp_path)
+    report = trainer.fit(run, should_stop=lambda: trainer.step >= 3)
+    assert (report.step, report.finished) == (3, False)
+    assert (run.checkpoints / "step-000003.safetensors").is_file()
+    assert [row["step"] for row in run.read_metrics()] == [1, 2, 3]
+
+
+def test_settings_follow_the_schedules() -> None:
+    config = load_config(
+        (),
+        {
+            "prompt": "a snowman",
+            "max_steps": 100,
+            "cameras.resolution": {"steps": [0, 60], "values": [32, 64], "interpolate": "hold"},
+            "guidance.guidance_scale": {"progress": [0.5, 1.0], "values": [50.0, 10.0]},
+            "guidance.guidance_rescale": 0.3,
+            "guidance.min_timestep": {"progress": [0.0, 0.5], "values": [0.9, 0.1]},
+            "guidance.max_timestep": 0.9,
+            "correspondence.window": {"steps": [40, 60]},
+            "correspondence.every": 4,
+        },
+    )
+    table = {  # step: resolution, guidance scale, timesteps, correspondence
+        0: (32, 50.0, (900, 900), False),
+        25: (32, 50.0, (500, 900), False),
+        40: (32, 50.0, (260, 900), True),
+        42: (32, 50.0, (228, 900), False),
+        59: (32, 42.8, (100, 900), False),
+        60: (64, 42.0, (100, 900), False),
+        100: (64, 10.0, (100, 900), False),
+    }
+    for step, (resolution, scale, timesteps, is_correspondence) in table.items():
+        settings = settings_at(config, step, 4)
+        assert settings.cameras.resolution == resolution, step
+        assert settings.guidance_scale == pytest.approx(scale), step
+        assert settings.guidance_rescale == 0.3
+        assert settings.timestep_range == pytest.approx(timesteps, abs=1), step
+        assert settings.is_correspondence_step == is_correspondence, step
+        assert settings.loss_weights.keys() == {field.name for field in dataclasses.fields(config.loss_weights)}
