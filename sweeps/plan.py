@@ -20,6 +20,8 @@ from sweeps.progress import format_seconds
 
 MINIATURE_STEPS = 6
 MEASURE_SECONDS = 20.0
+RAY_SECONDS = 10.0  # to start and to end Ray, as seen on two cores
+GRADE_SECONDS = 5.0  # turntable and grade of a trial
 PICTURE_BYTES = 2_000_000  # previews, turntable, event files of a trial
 SPARE_BYTES = 300_000_000  # left free on the disk; a run refuses to start with less than 200 MB
 MEMORY_SHARE = 0.85  # of what is free
@@ -129,8 +131,9 @@ def concurrency(
 def estimate_seconds(measured: Measurement, steps_left: list[int], concurrent: int) -> float:
     """Wall time: the trials share `concurrent` places, and the longest one cannot be split."""
     rounds = math.ceil(len(steps_left) / concurrent)
-    per_step = measured.seconds_per_step
-    return measured.start_seconds + per_step * max(max(steps_left, default=0) * rounds, sum(steps_left) / concurrent)
+    steps = max(max(steps_left, default=0) * rounds, sum(steps_left) / concurrent)
+    fixed = RAY_SECONDS + measured.start_seconds + GRADE_SECONDS * rounds
+    return fixed + measured.seconds_per_step * steps
 
 
 def check_disk(folder: Path, *, trials: int, keep: int, measured: Measurement | None) -> None:
