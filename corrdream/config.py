@@ -100,6 +100,7 @@ class DenseGridConfig:
     """Sum of dense trilinear grids, one a resolution, whose channels are the field's outputs themselves."""
 
     resolutions: tuple[int, ...] = (8, 16, 32, 64)
+    albedo_gain: float = 1.0  # albedo logits a unit of a node: the albedo's learning rate relative to the density's
 
 
 @dataclasses.dataclass(frozen=True)

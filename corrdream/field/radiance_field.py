@@ -42,7 +42,8 @@ class RadianceField(nn.Module):
     """A radiance field that starts as a blob.
 
     A DenseGrid's four channels are the raw density and albedo themselves; any other encoding is followed by bias-free
-    ReLU networks, one a quantity. Everything is computed in 32 bits, whatever the autocast.
+    ReLU networks, one a quantity. Everything is computed in 32 bits, whatever the autocast. `albedo_gain` scales a
+    DenseGrid's albedo channels: an optimizer that moves all nodes alike then moves the albedo more slowly.
 
     normal: analytic differentiates the density (twice differentiable); finite_difference takes forward differences,
     finite_difference_released the same with the released code's sign, pointing inwards; finite_difference_laplacian
@@ -62,6 +63,7 @@ class RadianceField(nn.Module):
         density_blob_std: float = 0.5,
         normal: NormalKind = "analytic",
         finite_difference_eps: float = 0.01,
+        albedo_gain: float = 1.0,
         contraction: Literal["bounded", "unbounded"] = "bounded",
         generator: torch.Generator | None = None,
     ) -> None:
@@ -74,6 +76,7 @@ class RadianceField(nn.Module):
         self.density_blob_std = density_blob_std
         self.normal: NormalKind = normal
         self.finite_difference_eps = finite_difference_eps
+        self.albedo_gain = albedo_gain
         self.contraction = contraction
         self._check(encoding)
         self.networks = nn.ModuleDict()
@@ -157,7 +160,7 @@ class RadianceField(nn.Module):
         """Density, albedo, and the encoding's features."""
         features = self.encoding(self._unit(points))
         if isinstance(self.encoding, DenseGrid):
-            raw, raw_albedo = features[:, 0], features[:, 1:]
+            raw, raw_albedo = features[:, 0], self.albedo_gain * features[:, 1:]
         else:
             raw, raw_albedo = self.networks["density"](features).squeeze(-1), self.networks["albedo"](features)
         return self._activate(raw, points), activate_albedo(raw_albedo), features
@@ -178,7 +181,8 @@ class RadianceField(nn.Module):
         # The activation is increasing, so the raw density's slope has the density's direction.
         slope = unit_slope / (2 * self.radius) + bias_slope
         density = self._activate(channels[:, 0], points)
-        return density, activate_albedo(channels[:, 1:]), -F.normalize(slope, dim=-1, eps=UNIT_EPS)
+        albedo = activate_albedo(self.albedo_gain * channels[:, 1:])
+        return density, albedo, -F.normalize(slope, dim=-1, eps=UNIT_EPS)
 
 
 def forward_difference(
