@@ -20,6 +20,7 @@ def require(package: str, key: str) -> ModuleType:
     try:
         return import_module(package)
     except ImportError as error:
-        extra = EXTRA.get(package)
-        install = f"pip install 'corrdream[{extra}]'" if extra else f"pip install {package}"
+        distribution = package.partition(".")[0]
+        extra = EXTRA.get(distribution)
+        install = f"pip install 'corrdream[{extra}]'" if extra else f"pip install {distribution}"
         raise MissingBackendError(f"{key} needs the package {package} ({install}); import failed: {error}") from error

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -15,7 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from corrdream import Config, build, build_prior, check_prompt, identity, load_config
 from corrdream.backends import MissingBackendError
+from corrdream.config import ConfigError
 from corrdream.prior.attention import build_attention
 from corrdream.prior.mvdream import MvdreamPrior
 from corrdream.prior.mvdream_checkpoint import checkpoint_fingerprint, locate_checkpoint, read_checkpoint
@@ -247,6 +250,70 @@ def test_cached_file_is_found_offline(tmp_path: Path, monkeypatch: pytest.Monkey
     (repository / "refs" / "main").write_text(commit, encoding="utf-8")
     (snapshot / "sd-v1.5-4view.pt").write_bytes(b"")
     assert locate_checkpoint(MODEL["clip"]) == snapshot / "sd-v1.5-4view.pt"
+
+
+# The configuration
+
+
+def settings(checkpoint: Path, *overrides: str) -> Config:
+    prior = ["prior.kind=mvdream", "prior.model=sd-v2.1-base-4view", f"prior.checkpoint={checkpoint}"]
+    return load_config(overrides=["prompt=a corgi", "device=cpu", *prior, *overrides])
+
+
+@pytest.fixture
+def tiny_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The model names stand for tiny sizes, and the cache is this test's."""
+    monkeypatch.setitem(MODELS, MODEL["open_clip"], tiny_shape())
+    monkeypatch.setenv("CORRDREAM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("tiny_models")
+def test_configuration_builds_it_and_a_step_of_each_kind_runs(checkpoints: dict[Family, Path]) -> None:
+    small = ["cameras.resolution=16", "rendering.num_samples_per_ray=16", "field.dense_grid.resolutions=[8]"]
+    blocks = ["correspondence.feature_blocks=[3,2]", "correspondence.window.progress=[0.0,1.0]"]
+    config = settings(checkpoints["open_clip"], "max_steps=2", "correspondence.every=2", *small, *blocks)
+    check_prompt(config)
+    prior = build_prior(config)
+    assert isinstance(prior, MvdreamPrior)
+    assert prior.dtype == torch.float32
+    trainer = build(config, prior=prior)
+    metrics = trainer.train_step() | trainer.train_step()
+    assert metrics["loss/sds"] > 0
+    assert all(math.isfinite(value) for name, value in metrics.items() if name.startswith("loss/"))
+
+
+@pytest.mark.usefixtures("tiny_models")
+def test_precision_of_the_configuration_is_the_networks(checkpoints: dict[Family, Path]) -> None:
+    for name, dtype in (("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        prior = build_prior(settings(checkpoints["open_clip"], f"prior.precision={name}"))
+        assert isinstance(prior, MvdreamPrior)
+        assert prior.encode_text([""]).dtype == dtype
+
+
+def test_identity_follows_the_weights(checkpoints: dict[Family, Path], tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    shutil.copyfile(checkpoints["open_clip"], path)
+    first = identity(settings(path))
+    path.touch()
+    assert identity(settings(path)) == first
+    shutil.copyfile(checkpoints["clip"], path)
+    assert identity(settings(path)) != first
+
+
+def test_file_errors_are_the_configuration_s(checkpoints: dict[Family, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"prior\.checkpoint=.*absent\.pt does not exist"):
+        identity(settings(tmp_path / "absent.pt"))
+    with pytest.raises(ConfigError, match=r"open_clip\.pt is not a checkpoint of prior\.model"):
+        build_prior(settings(checkpoints["open_clip"]))  # tiny, where the model is full size
+
+
+@pytest.mark.usefixtures("tiny_models")
+def test_attention_of_the_configuration_is_the_network_s(checkpoints: dict[Family, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"prior\.attention=xformers needs prior\.kind=mvdream, got blocks"):
+        load_config(overrides=["prompt=a corgi", "prior.attention=xformers"])
+    if importlib.util.find_spec("xformers") is None:
+        with pytest.raises(MissingBackendError, match="needs the package xformers"):
+            build_prior(settings(checkpoints["open_clip"], "prior.attention=xformers"))
 
 
 # Attention

@@ -6,20 +6,21 @@ forward hooks on the UNet's output blocks.
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib import metadata
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from corrdream.backends import MissingBackendError, require
 from corrdream.cameras import normalize_camera
 from corrdream.prior.latents import resize_images
-from corrdream.prior.mvdream_checkpoint import checkpoint_fingerprint, locate_checkpoint
-from corrdream.prior.mvdream_layout import MODELS
+from corrdream.prior.mvdream_checkpoint import checkpoint_fingerprint, locate_checkpoint, read_checkpoint
+from corrdream.prior.mvdream_layout import MODELS, POSITION_IDS, check_layout
 from corrdream.structures import NoisePrediction
 
 KEY = "prior.kind=mvdream_package"
@@ -54,9 +55,6 @@ class MvdreamPackagePrior:
         self.image_size = image_size
         self._model = model.to(self.device).eval().requires_grad_(False)
         self._model.cond_stage_model.device = self.device  # its own default is cuda
-        for module in (self._unet, self._model.first_stage_model.encoder, self._model.first_stage_model.quant_conv):
-            module.to(self.dtype)
-        self._unet.dtype = self.dtype
         self.latent_channels = int(self._unet.in_channels)
         self.alphas_cumprod: Float[Tensor, " T"] = self._model.alphas_cumprod.float()
 
@@ -72,10 +70,11 @@ class MvdreamPackagePrior:
         """The prior of a model's file; MissingBackendError with the cure unless the package works here."""
         check_package()
         path = locate_checkpoint(model, checkpoint)
-        zoo = require("mvdream.model_zoo", KEY)
         shape = MODELS[model]
+        weights = read_checkpoint(path)
+        check_layout({name: weight.shape for name, weight in weights.items()}, shape, str(path))
         return cls(
-            zoo.build_model(model, ckpt_path=str(path)),
+            _build(model, weights),
             num_views=shape.network.num_views,
             latent_size=shape.network.latent_size,
             image_size=shape.image_size,
@@ -99,8 +98,11 @@ class MvdreamPackagePrior:
     ) -> Float[Tensor, "B C h w"]:
         """Latents of images in [0, 1]: drawn from the posterior by standard normal `noise`, or its mean without."""
         pixels = 2 * resize_images(images.to(self.device), self.image_size).permute(0, 3, 1, 2) - 1
-        posterior = self._model.encode_first_stage(pixels.to(self.dtype))
-        latents = posterior.mean.float() if noise is None else posterior.mean + posterior.std * noise.to(self.device)
+        with self._precision():
+            posterior = self._model.encode_first_stage(pixels)
+        latents = posterior.mean.float()
+        if noise is not None:
+            latents = latents + posterior.std.float() * noise.to(self.device)
         scaled: Tensor = self._model.scale_factor * latents
         return scaled
 
@@ -147,10 +149,13 @@ class MvdreamPackagePrior:
             "camera": normalize_camera(c2w).to(self.device, self.dtype),
             "num_frames": self.num_views,
         }
-        noise: Tensor = self._model.apply_model(
-            latents.to(self.device, self.dtype), timesteps.to(self.device), condition
-        )
+        with self._precision():
+            noise: Tensor = self._model.apply_model(latents.to(self.device), timesteps.to(self.device), condition)
         return noise
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """The package has float32 weights, and lower precision by autocast only."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
     @contextmanager
     def _kept_outputs(
@@ -178,6 +183,18 @@ class MvdreamPackagePrior:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _build(model: str, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The package's model with these weights; unlike its own `build_model` it downloads no OpenCLIP first."""
+    zoo = require("mvdream.model_zoo", KEY)
+    config = OmegaConf.load(zoo.get_config_file(zoo.PRETRAINED_MODELS[model]["config"]))
+    if MODELS[model].text.family == "open_clip":
+        OmegaConf.update(config, "model.params.cond_stage_config.params.version", None, force_add=True)
+    built: nn.Module = zoo.instantiate_from_config(config.model)
+    own = built.state_dict().keys()
+    built.load_state_dict({name: weight for name, weight in weights.items() if name in own or name != POSITION_IDS})
+    return built
 
 
 def check_package() -> None:
