@@ -63,6 +63,13 @@ class Imported:
             OmegaConf.update(nested, key, OmegaConf.create(value) if isinstance(value, dict) else value)
         return OmegaConf.to_yaml(nested)
 
+    def save(self, path: Path) -> None:
+        """Writes the configuration file; ConfigError if it cannot."""
+        try:
+            path.write_text(self.to_yaml(), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error
+
 
 def import_config(path: str | Path, overrides: Sequence[str] = ()) -> Imported:
     """Translates a file and `key=value` overrides in its own keys; ConfigError names a part that has no counterpart."""

@@ -1,6 +1,7 @@
 """The files in configs/: all load, every defect has the value its file promises, the released ones run."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -18,6 +19,7 @@ from corrdream.trainer import Trainer
 from sweeps.grids import expand, load_grid
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+REFERENCES = Path(__file__).parent / "references"
 FILES = sorted(CONFIGS.glob("*.yaml"))
 GRIDS = sorted((CONFIGS / "grids").glob("*.yaml"))
 CORRESPONDENCE = ("corr-mvdream-sd21-shading", "corr-mvdream-sd21-shading-cfg-scheduling")
@@ -159,6 +161,27 @@ def test_ours_follows_the_schedules_of_the_released_configuration(step: int) -> 
     assert ours.guidance_scale == released.guidance_scale
     assert ours.timestep_range == released.timestep_range
     assert ours.loss_weights["orientation"] == pytest.approx(released.loss_weights["orientation"])
+
+
+@pytest.mark.parametrize(
+    ("name", "group"), list(zip(CORRESPONDENCE, ("published_plain", "published_cfg_scheduling"), strict=True))
+)
+def test_released_configurations_follow_the_schedules_of_the_published_program(name: str, group: str) -> None:
+    config = config_of(name)
+    published = json.loads((REFERENCES / "schedules.json").read_text(encoding="utf-8"))[group]
+    for index, step in enumerate(published["guidance_scale_steps"]):
+        at = settings_at(config, step, 4)
+        assert at.guidance_scale == published["guidance_scale"][index], step
+        assert at.is_correspondence_step == published["correspondence_step"][index], step
+        assert at.appearance.ambient_only == published["ambient_only"][index], step
+        assert at.loss_weights["orientation"] == pytest.approx(published["lambda_orient"][index]), step
+    for index, step in enumerate(published["steps"]):
+        expected = published["min_timestep"][index], published["max_timestep"][index]
+        assert settings_at(config, step, 4).timestep_range == expected, step
+    for row in published["data"]["rows"]:  # a row is what the next batch is drawn from, two steps before it is used
+        cameras = settings_at(config, row["global_step"] + 2, 4).cameras
+        assert (cameras.resolution, cameras.batch_size) == (row["height"], row["batch_size"]), row
+        assert list(cameras.elevation_range) == row["elevation_range"], row
 
 
 def test_sizes_and_the_narrow_first_view_arrive_two_steps_late_as_released() -> None:

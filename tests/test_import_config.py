@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from corrdream.__main__ import main
 from corrdream.config import Config, ConfigError, Piecewise, load_config
 from corrdream.import_config import Imported, import_config, read_upstream
 from corrdream.upstream_keys import ACCEPTED, LEFT_BEHIND, RENAMED
@@ -133,6 +134,27 @@ def test_guidance_scale_that_the_released_schedule_overwrites_is_reported() -> N
 def test_tables_do_not_contradict_each_other() -> None:
     assert not (RENAMED.keys() & LEFT_BEHIND.keys())
     assert not (ACCEPTED.keys() & (RENAMED.keys() - {"system.guidance.model_name"}))
+
+
+def test_command_writes_the_file_and_reports_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new.yaml"
+    arguments = ["import-config", str(MAIN), f"system.prompt_processor.prompt={PROMPT}", "data.colour=red"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert "not carried over: data.colour=red: no such setting here." in capsys.readouterr().err
+    assert load_config([out]) == load_config([CONFIGS / MAIN.name], {"prompt": PROMPT})
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == out.read_text(encoding="utf-8")
+
+
+def test_command_refuses_a_place_where_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "missing" / "new.yaml"
+    assert main(["import-config", str(MAIN), "--out", str(out)]) == 2
+    assert f"corrdream: {out} cannot be written: No such file or directory." in capsys.readouterr().err
+
+
+def test_command_refuses_what_is_no_threestudio_file_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import-config", str(CONFIGS / "corrdream.yaml")]) == 2
+    assert capsys.readouterr().err == "corrdream: system_type is missing: this is no configuration of threestudio.\n"
 
 
 @pytest.mark.parametrize(
