@@ -217,7 +217,7 @@ def _import_config(options: argparse.Namespace) -> int:
     if options.out is None:
         print(imported.to_yaml(), end="")
     else:
-        options.out.write_text(imported.to_yaml(), encoding="utf-8")
+        imported.save(options.out)
         print(f"Configuration: {options.out}")
     return 0
 
