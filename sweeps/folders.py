@@ -27,6 +27,10 @@ class SweepError(ValueError):
     """A sweep that cannot be started or continued: one line that names the thing and the cure."""
 
 
+class NameTakenError(SweepError):
+    """A sweep of that name exists."""
+
+
 class LockedError(SweepError):
     """Another process holds the lock."""
 
@@ -115,13 +119,13 @@ class SweepFolder:
 
 
 def create_sweep(folder: SweepFolder, sweep: Sweep) -> None:
-    """Makes the folder and writes sweep.json; SweepError if the name is taken or nothing can be written there."""
+    """Makes the folder and writes sweep.json; NameTakenError if it exists, SweepError if it cannot."""
     try:
         folder.path.parent.mkdir(parents=True, exist_ok=True)
         folder.path.mkdir()
         write_json(folder.sweep_file, {"format": FORMAT, **dataclasses.asdict(sweep)})
     except FileExistsError as error:
-        raise SweepError(
+        raise NameTakenError(
             f"{folder.path} exists; choose another --name, or continue it with --resume {folder.path.name}."
         ) from error
     except OSError as error:

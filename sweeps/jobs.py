@@ -29,6 +29,15 @@ class Job:
     steps_left: dict[str, int]
     is_new: bool
 
+    def renamed(self) -> "Job":
+        """The same sweep in another folder, that does not exist."""
+        path, number = self.folder.path, 2
+        while (other := path.with_name(f"{path.name}+{number}")).exists():
+            number += 1
+        return dataclasses.replace(
+            self, folder=SweepFolder(other), sweep=dataclasses.replace(self.sweep, name=other.name)
+        )
+
     def config(self) -> corrdream.Config:
         """The first unfinished trial's."""
         return corrdream.load_config((), self.unfinished[0].config)
@@ -87,11 +96,7 @@ def _new_folder(arguments: argparse.Namespace, grid_name: str) -> SweepFolder:
     name = arguments.name or f"{grid_name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not re.fullmatch(r"[A-Za-z0-9][\w.=-]*", name):
         raise SweepError(f"--name {name!r} must be letters, digits, '.', '_', '-' and '='.")
-    number = 1
-    while (storage / name).exists() and not arguments.name:
-        number += 1
-        name = f"{name.rpartition('+')[0] or name}+{number}"
-    if (storage / name).exists():
+    if arguments.name and (storage / name).exists():
         raise SweepError(f"{storage / name} exists; choose another --name, or continue it with --resume {name}.")
     existing = next(path for path in (storage, *storage.parents) if path.exists())
     if not existing.is_dir():

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from sweeps.folders import create_sweep, hold_lock, read_status, write_status
+from sweeps.folders import NameTakenError, create_sweep, hold_lock, read_status, write_status
 from sweeps.interrupt import Interruption
 from sweeps.jobs import Job, Placement, new_job, place, plan_text, resumed_job
 from sweeps.progress import Progress
 from sweeps.report import write_report
-from sweeps.results import compare_settings, format_table, read_results, write_csv
+from sweeps.results import compare_settings, format_table, read_results, sort_key, write_csv
 from sweeps.tracking import wandb_mode
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -71,10 +71,23 @@ def start(job: Job, arguments: argparse.Namespace) -> int:
         ExitStack() as locks,
     ):
         if job.is_new:
-            measured = dataclasses.asdict(placement.measured) if placement.measured else None
-            create_sweep(job.folder, dataclasses.replace(job.sweep, measured=measured))
+            job = create(job, placement, may_rename=not arguments.name)
             locks.enter_context(hold_lock(job.folder.driver_lock))
         return run(job, placement, resources, arguments)
+
+
+def create(job: Job, placement: Placement, *, may_rename: bool) -> Job:
+    """Makes the sweep's folder; under another name if that of the time of day is taken."""
+    measured = dataclasses.asdict(placement.measured) if placement.measured else None
+    while True:
+        try:
+            create_sweep(job.folder, dataclasses.replace(job.sweep, measured=measured))
+            return job
+        except NameTakenError:
+            if not may_rename:
+                raise
+            job = job.renamed()
+            print(f"That name was taken; the results go to {job.folder.path}")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -102,7 +115,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="join this Ray cluster (default: $RAY_ADDRESS, or start an own one)",
     )
     parser.add_argument(
-        "--storage", type=Path, default=Path("runs"), metavar="DIR", help="where sweeps lie (default: runs)"
+        "--storage", type=_folder, default=Path("runs"), metavar="DIR", help="where sweeps lie (default: runs)"
     )
     parser.add_argument("--name", help="folder below --storage (default: the grid's name and the time)")
     parser.add_argument("--resume", metavar="NAME", help="finish a sweep that was interrupted")
@@ -112,6 +125,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration of every trial")
     return _separate_overrides(parser.parse_intermixed_args(argv))
+
+
+def _folder(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no folder; mount it, and give the path")
+    return Path(text)
 
 
 def _positive(text: str) -> int:
@@ -150,6 +169,8 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
     ]
     interruption = Interruption(job.folder.stop_file, _say, f"resume with  {resume_command(job, arguments)}")
     interruption.install()
+    if resources.get("CPU", 0) < arguments.cpus_per_trial or resources.get("GPU", 0) < placement.gpus:
+        _say("The cluster cannot hold a trial now; waiting until it grows.")
     concurrent = placement.concurrent or max(1, int(resources.get("CPU", 1)) // arguments.cpus_per_trial)
     progress = Progress(
         job.sweep,
@@ -183,6 +204,9 @@ def conclude(job: Job, errors: Mapping[str, str], arguments: argparse.Namespace)
     try:
         write_csv(job.folder.results, results)
         write_report(job.folder.report, job.sweep, results)
+        best = min(results, key=lambda result: sort_key(result, job.sweep.metric, job.sweep.mode))
+        if job.sweep.metric in best.metrics:
+            print(f"best         {best.folder}")
         print(f"results      {job.folder.results}\nreport       {job.folder.report}")
     except OSError as error:
         print(f"cannot write the report: {error}", file=sys.stderr)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.folders import SweepFolder, create_sweep, hold_lock, load_sweep
-from sweeps.jobs import new_job
-from sweeps.run import main, parse
+from sweeps.folders import NameTakenError, SweepFolder, create_sweep, hold_lock, load_sweep
+from sweeps.jobs import Placement, new_job
+from sweeps.plan import this_machine
+from sweeps.run import create, main, parse
 from tests.sweep_folders import RESCALE, write_grid
 
 
@@ -51,6 +52,7 @@ WRONG_INPUT = {
     "wrong seeds": (["--seeds", "one"], "--seeds must be a list of whole numbers"),
     "seed twice": (["--seeds", "1", "1"], "has 1 twice"),
     "no configuration": (["--config", "nothing.yaml"], "nothing.yaml does not exist"),
+    "storage that is no folder": (["--storage", "s3://bucket/runs"], "is no folder; mount it"),
     "name with a slash": (["--name", "a/b"], "--name 'a/b' must be letters"),
     "too many threads": (["--cpus-per-trial", "4096"], "more than this machine's"),
     "too many GPUs": (["--gpus-per-trial", "64"], "more than this machine's"),
@@ -62,10 +64,13 @@ WRONG_INPUT = {
 
 @pytest.mark.parametrize("case", WRONG_INPUT)
 def test_wrong_input_is_refused_in_one_line_with_status_2_and_nothing_is_written(
-    case: str, run_main: Callable[..., tuple[int, str]], storage: Path
+    case: str, run_main: Callable[..., tuple[int, str]], storage: Path, capsys: pytest.CaptureFixture[str]
 ):
     words, message = WRONG_INPUT[case]
-    status, error = run_main(*words)
+    try:
+        status, error = run_main(*words)
+    except SystemExit as refused:  # argparse's way
+        status, error = refused.code, capsys.readouterr().err.splitlines()[-1] + "\n"
     assert status == 2
     assert message in error
     assert error.count("\n") == 1
@@ -85,6 +90,18 @@ def test_a_name_that_exists_is_refused_and_left_alone(run_main: Callable[..., tu
     assert status == 2
     assert "--resume mine" in error
     assert not list((storage / "mine").iterdir())
+
+
+def test_a_name_made_of_the_time_of_day_never_collides(storage: Path, tiny_prior_file: Path):
+    storage.mkdir()
+    grid = str(write_grid(storage.parent, tiny_prior_file))
+    job = new_job(parse(["--grid", grid, "--storage", str(storage)]))
+    placement = Placement(machine=this_machine(), gpus=0.0, measured=None, concurrent=1)
+    names = [create(job, placement, may_rename=True).sweep.name for _ in range(3)]
+    assert names == [job.sweep.name, f"{job.sweep.name}+2", f"{job.sweep.name}+3"]
+    assert [load_sweep(SweepFolder(storage / name)).name for name in names] == names
+    with pytest.raises(NameTakenError):
+        create(job, placement, may_rename=False)
 
 
 def test_a_storage_that_cannot_be_written_is_refused(run_main: Callable[..., tuple[int, str]], tmp_path: Path):
