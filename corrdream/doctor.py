@@ -15,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from corrdream.backends import EXTRA
 from corrdream.prior.blocks import WEIGHTS, blocks_fingerprint
+from corrdream.prior.mvdream_checkpoint import REPOSITORY
 
 # What a package is for, and how to get it where `pip install 'corrdream[EXTRA]'` needs more than that.
 USE = {
@@ -24,7 +25,7 @@ USE = {
     "mvdream": "MVDream's own code as the prior; the built-in loader needs none of it",
 }
 OPEN_CLIP = "2.7.0"  # the last that hands MVDream's code tensors in the layout that it expects
-HUB_FILES = (("MVDream/MVDream", "sd-v2.1-base-4view.pt"),)
+MODELS = ("sd-v2.1-base-4view", "sd-v1.5-4view")
 BROKEN = (ImportError, OSError, RuntimeError, AttributeError)  # what a package built for something else raises
 
 
@@ -92,10 +93,10 @@ def describe_weights() -> Iterator[str]:
         yield f"built-in prior: {WEIGHTS} ({blocks_fingerprint(WEIGHTS)})"
     else:
         yield f"built-in prior: {WEIGHTS} is missing; reinstall corrdream"
-    for repository, name in HUB_FILES:
-        cached = try_to_load_from_cache(repository, name)
-        where = cached if isinstance(cached, str) else f"not in the hub cache; hf download {repository} {name}"
-        yield f"{repository} {name}: {where}"
+    for model in MODELS:
+        cached = try_to_load_from_cache(REPOSITORY, f"{model}.pt")
+        where = cached if isinstance(cached, str) else f"not in the hub cache; hf download {REPOSITORY} {model}.pt"
+        yield f"prior.model={model}: {where}"
 
 
 def _version(distribution: str) -> str | None:

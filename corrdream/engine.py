@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from corrdream.checkpoint import file_fingerprint, fingerprint, load_checkpoint, sources_fingerprint
+from corrdream.checkpoint import Checkpoint, file_fingerprint, fingerprint, load_checkpoint, sources_fingerprint
 from corrdream.config import Config, ConfigError, config_to_dict
 from corrdream.correspondence import StreamedMatching
 from corrdream.field import (
@@ -20,13 +20,14 @@ from corrdream.field import (
     SolidBackground,
     SphericalHarmonics,
 )
-from corrdream.interfaces import Encoding, MultiviewPrior
+from corrdream.interfaces import Encoding, Marching, MultiviewPrior
 from corrdream.prior.blocks import WEIGHTS, BlocksPrior, blocks_fingerprint, check_words, read_metadata
 from corrdream.prior.mvdream import MvdreamPrior
 from corrdream.prior.mvdream_checkpoint import checkpoint_fingerprint, locate_checkpoint
 from corrdream.prior.mvdream_package import MvdreamPackagePrior
 from corrdream.rendering import OccupancyGrid, TorchMarching, sampling_step
-from corrdream.trainer import Scene, Trainer, load_scene
+from corrdream.scene import Scene, SceneView, load_scene
+from corrdream.trainer import Trainer
 
 Result = TypeVar("Result")
 
@@ -175,21 +176,24 @@ def build(config: Config, *, prior: MultiviewPrior | None = None, device: torch.
     scene = build_scene(config, generator).to(device)
     if config.weights:
         load_scene(scene, load_checkpoint(_start_weights(config)))
-    marching = TorchMarching(
-        occupancy=scene.occupancy,
-        prune=config.rendering.prune,
-        alpha_threshold=config.rendering.alpha_threshold,
-        early_stop_transmittance=config.rendering.early_stop_transmittance,
-    )
     return Trainer(
         config=config,
         prior=prior,
         scene=scene,
-        marching=marching,
+        marching=build_marching(config, scene),
         matching=StreamedMatching(),
         optimizer=build_optimizer(config, scene),
         device=device,
     )
+
+
+def build_view(config: Config, checkpoint: Checkpoint) -> SceneView:
+    """The scene of a checkpoint, to be looked at; the prior is not loaded."""
+    device = pick_device(config)
+    scene = build_scene(config, torch.Generator()).to(device)
+    load_scene(scene, checkpoint)
+    marching = build_marching(config, scene)
+    return SceneView(config=config, scene=scene, marching=marching, device=device, step=checkpoint.step)
 
 
 def _check_against_prior(config: Config, prior: MultiviewPrior) -> None:
@@ -200,6 +204,16 @@ def _check_against_prior(config: Config, prior: MultiviewPrior) -> None:
             raise ConfigError(
                 f"cameras.batch_size must be a multiple of the prior's {prior.num_views} views, got {size}."
             )
+
+
+def build_marching(config: Config, scene: Scene) -> Marching:
+    """Where rays are sampled."""
+    return TorchMarching(
+        occupancy=scene.occupancy,
+        prune=config.rendering.prune,
+        alpha_threshold=config.rendering.alpha_threshold,
+        early_stop_transmittance=config.rendering.early_stop_transmittance,
+    )
 
 
 def build_scene(config: Config, generator: torch.Generator) -> Scene:

@@ -18,6 +18,7 @@ from corrdream.export import MeshFormat, albedo_function, extract_mesh, half_opa
 from corrdream.prior.sampling import sample_views
 from corrdream.rendering import sampling_step
 from corrdream.runs import load_run
+from corrdream.scene import SceneView
 from corrdream.structures import CameraBatch, RenderOutput
 from corrdream.trainer import Trainer
 
@@ -29,26 +30,11 @@ DDIM_STEPS = 50
 RESOLUTION = {"cpu": 128, "cuda": 256}  # nodes along a side of the grid that a mesh is taken from
 
 
-def orbit(trainer: Trainer, *, num_views: int, size: int, include_end: bool = False) -> CameraBatch:
-    """The evaluation cameras of a run."""
-    cameras = trainer.config.cameras
-    return orbit_cameras(
-        num_views,
-        elevation_deg=cameras.eval_elevation,
-        distance=cameras.eval_distance,
-        fovy_deg=cameras.eval_fovy,
-        height=size,
-        width=size,
-        include_end=include_end,
-        device=trainer.device,
-    )
-
-
-def render_parts(trainer: Trainer, cameras: CameraBatch) -> Iterator[RenderOutput]:
+def render_parts(scene: SceneView, cameras: CameraBatch) -> Iterator[RenderOutput]:
     """The scene as it is, unshaded, on the configured background color, a few views at a time."""
     for start in range(0, len(cameras.c2w), VIEWS_AT_ONCE):
         part = slice(start, start + VIEWS_AT_ONCE)
-        yield trainer.render_evaluation(
+        yield scene.render(
             dataclasses.replace(
                 cameras,
                 c2w=cameras.c2w[part],
@@ -62,34 +48,39 @@ def render_parts(trainer: Trainer, cameras: CameraBatch) -> Iterator[RenderOutpu
 
 def finish_run(trainer: Trainer, run: RunFolder) -> dict[str, float | None]:
     """Turntable and normals as strips of eight views, and the grade where the truth is known."""
+    return summarize_run(trainer.show(), run)
+
+
+def summarize_run(scene: SceneView, run: RunFolder) -> dict[str, float | None]:
+    """The same of a scene that is not trained any more."""
     colors: list[Picture] = []
     normals: list[Picture] = []
-    for part in render_parts(trainer, orbit(trainer, num_views=8, size=PICTURE_SIZE)):
+    for part in render_parts(scene, scene.orbit(8, size=PICTURE_SIZE)):
         for view in range(len(part.rgb)):
             colors.append(artifacts.to_picture(part.rgb[view]))
             normals.append(artifacts.normal_picture(part, view))
     artifacts.write_picture(run.path / "turntable.png", artifacts.strip(colors))
     artifacts.write_picture(run.path / "normals.png", artifacts.strip(normals))
-    graded = _grade_scene(trainer)
+    graded = _grade_scene(scene)
     if graded is None:
         return {}
     artifacts.write_json(run.grade, graded.to_dict())
     return graded.to_dict()
 
 
-def _grade_scene(trainer: Trainer) -> Grade | None:
+def _grade_scene(scene: SceneView) -> Grade | None:
     """The scene against the shape that the prompt names; None for prompts whose shape is not known."""
     try:
-        parse_caption(trainer.config.prompt)
+        parse_caption(scene.config.prompt)
     except CaptionError as error:
         logger.info("Not graded: %s", error)
         return None
-    return grade_field(trainer.scene.field, trainer.config.prompt)
+    return grade_field(scene.scene.field, scene.config.prompt)
 
 
 def grade(path: Path, checkpoint: Path | None = None) -> dict[str, float | None]:
     """The metrics of a run of the built-in world; also written to its grade.json."""
-    return finish_run(*load_run(path, checkpoint))
+    return summarize_run(*load_run(path, checkpoint))
 
 
 def grade_table(path: Path, checkpoint: Path | None = None) -> str:
@@ -99,10 +90,10 @@ def grade_table(path: Path, checkpoint: Path | None = None) -> str:
 
 def test(path: Path, checkpoint: Path | None, *, num_views: int, size: int) -> Path:
     """Writes RUN/test: a full turn as PNG frames (color, normals, opacity) and as mp4; returns the folder."""
-    trainer, run = load_run(path, checkpoint)
+    scene, run = load_run(path, checkpoint)
     folder = run.path / "test"
     frames: list[Picture] = []
-    for part in render_parts(trainer, orbit(trainer, num_views=num_views, size=size, include_end=True)):
+    for part in render_parts(scene, scene.orbit(num_views, size=size, include_end=True)):
         for view in range(len(part.rgb)):
             artifacts.write_picture(folder / f"{len(frames):03d}.png", artifacts.frame_picture(part, view))
             frames.append(artifacts.frame_picture(part, view))
@@ -112,9 +103,9 @@ def test(path: Path, checkpoint: Path | None, *, num_views: int, size: int) -> P
 
 def validate(path: Path, checkpoint: Path | None, *, size: int) -> Path:
     """Writes RUN/validation/step-000050.png: four evaluation views, a row each (color, normals, opacity)."""
-    trainer, run = load_run(path, checkpoint)
-    (part,) = render_parts(trainer, orbit(trainer, num_views=4, size=size))
-    sheet = run.path / "validation" / f"step-{trainer.step:06d}.png"
+    scene, run = load_run(path, checkpoint)
+    (part,) = render_parts(scene, scene.orbit(4, size=size))
+    sheet = run.path / "validation" / f"step-{scene.step:06d}.png"
     artifacts.write_picture(sheet, artifacts.preview_sheet(part))
     return sheet
 
@@ -123,8 +114,8 @@ def export(
     path: Path, checkpoint: Path | None, *, kind: MeshFormat, threshold: float | None, resolution: int | None
 ) -> Path:
     """Writes RUN/export/mesh.KIND and returns its path; no threshold takes the density that is half opaque a sample."""
-    trainer, run = load_run(path, checkpoint)
-    config, field, device = trainer.config, trainer.scene.field, trainer.device
+    scene, run = load_run(path, checkpoint)
+    config, field, device = scene.config, scene.scene.field, scene.device
     step_size = sampling_step(config.field.radius, config.rendering.num_samples_per_ray)
     if threshold is None:
         threshold = half_opaque_density(step_size)

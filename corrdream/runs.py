@@ -16,8 +16,9 @@ from corrdream import artifacts
 from corrdream.artifacts import RunFolder
 from corrdream.checkpoint import Checkpoint, checkpoint_path, checkpoint_paths, load_checkpoint, valid_checkpoints
 from corrdream.config import Config, load_config, save_config
-from corrdream.engine import build, identity
+from corrdream.engine import build, build_view, identity
 from corrdream.interfaces import MultiviewPrior
+from corrdream.scene import SceneView
 from corrdream.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -63,18 +64,16 @@ def open_run(
     return trainer, run
 
 
-def load_run(path: Path, checkpoint: Path | None = None) -> tuple[Trainer, RunFolder]:
-    """The run at `path` as its newest checkpoint has it, or as `checkpoint` has it; changes nothing in the folder."""
+def load_run(path: Path, checkpoint: Path | None = None) -> tuple[SceneView, RunFolder]:
+    """The scene of the run at `path` as its newest checkpoint or `checkpoint` has it; changes nothing in the folder."""
     run = RunFolder(path)
     if not run.config.exists():
         raise RunError(f"{path} is not a run folder: it has no config.yaml.")
     state = load_checkpoint(checkpoint) if checkpoint else next(valid_checkpoints(run.checkpoints), None)
     if state is None:
         raise RunError(f"run folder {path} has no checkpoint yet; train it: python -m corrdream train --resume {path}")
-    trainer = build(load_config([run.config]))
-    trainer.load(state)
-    logger.info("%s at step %d.", path, trainer.step)
-    return trainer, run
+    logger.info("%s at step %d.", path, state.step)
+    return build_view(load_config([run.config]), state), run
 
 
 def restore(trainer: Trainer, run: RunFolder, checkpoint: Checkpoint | None) -> None:

@@ -9,11 +9,11 @@ from typing import Any, assert_never
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from corrdream.artifacts import RunFolder, match_sheet, preview_sheet, write_picture
 from corrdream.camera_sampling import sample_multiview_cameras
-from corrdream.cameras import orbit_cameras, shift_azimuth
+from corrdream.cameras import shift_azimuth
 from corrdream.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -26,11 +26,11 @@ from corrdream.checkpoint import (
 from corrdream.config import Config, config_to_dict
 from corrdream.correspondence import correspondence_loss
 from corrdream.diffusion import add_noise
-from corrdream.field import RadianceField
 from corrdream.guidance import score_distillation
 from corrdream.interfaces import Marching, Matching, MultiviewPrior
 from corrdream.losses import regularization_losses
-from corrdream.rendering import OccupancyGrid, draw_appearance, render
+from corrdream.rendering import draw_appearance, render
+from corrdream.scene import Scene, SceneView, load_scene
 from corrdream.settings import StepSettings, correspondence_settings, settings_at
 from corrdream.structures import Appearance, CameraBatch, LightBatch, Matches, RenderOutput
 
@@ -71,16 +71,6 @@ class MatchView:
     target: Float[Tensor, "B H W 3"]
     matches: Matches
     errors: Float[Tensor, " M"]  # distance of match and reprojection, pixels
-
-
-class Scene(nn.Module):
-    """All that is trained, and the occupancy that follows it; its state dict is what a checkpoint keeps."""
-
-    def __init__(self, *, field: RadianceField, background: nn.Module, occupancy: OccupancyGrid) -> None:
-        super().__init__()
-        self.field = field
-        self.background = background
-        self.occupancy = occupancy
 
 
 class Trainer:
@@ -264,18 +254,11 @@ class Trainer:
         """Standard normal noise from the run's own generator."""
         return torch.randn(latents.shape, generator=self.generator).to(latents)
 
-    @torch.no_grad()
-    def render_evaluation(self, cameras: CameraBatch) -> RenderOutput:
-        """The scene unshaded on the evaluation background, with normals, ray by ray without jitter."""
-        count = len(cameras.c2w)
-        background = torch.tensor(self.config.background.color, device=self.device).expand(count, 3)
-        shading = self.config.shading
-        appearance = Appearance(
-            mode="albedo", ambient=shading.ambient_color, diffuse=shading.diffuse_color, background=background
+    def show(self) -> SceneView:
+        """The scene as it is now, to be looked at."""
+        return SceneView(
+            config=self.config, scene=self.scene, marching=self.marching, device=self.device, step=self.step
         )
-        position = cameras.c2w[:, :3, 3]
-        lights = LightBatch(position=position, offset=torch.zeros_like(position), distance=cameras.distance)
-        return self.render(cameras, lights, Look(appearance=appearance, jitter=None, with_normals=True))
 
     def is_last_before_preview(self) -> bool:
         """Whether the next preview comes before the next correspondence step."""
@@ -293,19 +276,8 @@ class Trainer:
 
     def preview(self) -> RenderOutput:
         """Four evaluation views of the scene as it is."""
-        cameras = self.config.cameras
-        size = self.config.output.preview_size
-        return self.render_evaluation(
-            orbit_cameras(
-                4,
-                elevation_deg=cameras.eval_elevation,
-                distance=cameras.eval_distance,
-                fovy_deg=cameras.eval_fovy,
-                height=size,
-                width=size,
-                device=self.device,
-            )
-        )
+        view = self.show()
+        return view.render(view.orbit(4, size=self.config.output.preview_size))
 
     def update(self, loss: Tensor) -> Tensor:
         """Backward and one optimizer step; returns the gradient's norm."""
@@ -379,15 +351,6 @@ class Trainer:
         self.generator.set_state(checkpoint.tensors["generator"])
         self.scaler.load_state_dict(checkpoint.info["scaler"])
         self.step = checkpoint.step
-
-
-def load_scene(scene: Scene, checkpoint: Checkpoint) -> None:
-    """Sets what is trained, and its occupancy, to the checkpoint's values."""
-    values = {name.removeprefix("scene/"): v for name, v in checkpoint.tensors.items() if name.startswith("scene/")}
-    try:
-        scene.load_state_dict(values)
-    except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint does not fit this configuration: {error}") from error
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
