@@ -16,7 +16,7 @@ def test_installed_package_is_returned() -> None:
     ("package", "cure"),
     [
         ("no_such_package_here", "pip install no_such_package_here"),
-        ("no_such_package_here.inner", "pip install no_such_package_here.inner"),
+        ("no_such_package_here.inner", "pip install no_such_package_here"),
     ],
 )
 def test_missing_package_names_key_cause_and_cure(package: str, cure: str) -> None:

@@ -41,7 +41,7 @@ class NetworkShape:
 class JoinedViewsAttention:
     """Scaled dot-product attention; without a text it runs over the tokens of `num_views` consecutive images."""
 
-    def __init__(self, num_views: int, attend: Attend) -> None:
+    def __init__(self, num_views: int, attend: Attend = F.scaled_dot_product_attention) -> None:
         self.num_views = num_views
         self.attend = attend
 
