@@ -154,6 +154,9 @@ def test_lower_precision_is_used_inside_and_float32_at_the_border(
     assert prediction.features[0].dtype == torch.bfloat16
     expected = prior.predict_noise(latents, timesteps, text=text.float(), c2w=c2w).noise
     assert (prediction.noise - expected).norm() < 0.05 * expected.norm()
+    with torch.autocast("cpu", torch.float16):  # the caller's, which is for other networks
+        same = half.predict_noise(latents, timesteps, text=text, c2w=c2w)
+    assert torch.equal(same.noise, prediction.noise)
     assert half.encode_images(torch.rand(1, 64, 64, 3)).dtype == torch.float32
     assert half.decode_latents(latents).dtype == torch.float32
 

@@ -7,7 +7,9 @@ noise are float32 at this border, because the x0 form divides by the small ends 
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -104,12 +106,14 @@ class MvdreamPrior:
         self, images: Float[Tensor, "B H W 3"], noise: Float[Tensor, "B C h w"] | None = None
     ) -> Float[Tensor, "B C h w"]:
         """Latents of images in [0, 1]: drawn from the posterior by standard normal `noise`, or its mean without."""
-        return self._autoencoder.encode(images.to(self.device), self.image_size, noise)
+        with self._precision():
+            return self._autoencoder.encode(images.to(self.device), self.image_size, noise)
 
     @torch.no_grad()
     def decode_latents(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B H W 3"]:
         """Images in [0, 1]."""
-        return self._autoencoder.decode(latents.to(self.device))
+        with torch.autocast(self.device.type, enabled=False):
+            return self._autoencoder.decode(latents.to(self.device))
 
     @torch.no_grad()
     def predict_noise(
@@ -122,7 +126,8 @@ class MvdreamPrior:
         feature_blocks: Sequence[int] = (),
     ) -> NoisePrediction:
         """The noise that the network predicts, and the activations after `feature_blocks`."""
-        noise, features = self._unet(*self._inputs(latents, timesteps, text, c2w), feature_blocks)
+        with self._precision():
+            noise, features = self._unet(*self._inputs(latents, timesteps, text, c2w), feature_blocks)
         return NoisePrediction(noise=noise.float(), features=features)
 
     @torch.no_grad()
@@ -136,7 +141,14 @@ class MvdreamPrior:
         blocks: Sequence[int],
     ) -> tuple[Tensor, ...]:
         """The same activations as `predict_noise`, computing nothing after the last block that is asked for."""
-        return self._unet.features(*self._inputs(latents, timesteps, text, c2w), blocks)
+        with self._precision():
+            return self._unet.features(*self._inputs(latents, timesteps, text, c2w), blocks)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Networks in lower precision run as they are; those in float32 follow the caller's autocast, as released."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, enabled=False)
 
     def _inputs(
         self, latents: Tensor, timesteps: Tensor, text: Tensor, c2w: Tensor
