@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
     export = _run_command(commands, "export", _export, "write a run's surface as a mesh with its colors")
     export.add_argument("--format", choices=("obj", "glb", "ply"), default="obj", help="default: obj")
-    export.add_argument("--threshold", type=float, help="density of the surface (default: half opaque a sample)")
+    export.add_argument(
+        "--threshold", type=float, help="density of the surface (default: Otsu's, see corrdream/export.py)"
+    )
     export.add_argument("--resolution", type=_positive, help="grid nodes a side (default: 128, on a GPU 256)")
 
     _run_command(commands, "grade", _grade, "measure a run of the built-in world against the true shape")

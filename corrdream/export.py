@@ -1,8 +1,9 @@
 """Meshes from a field: iso-surface without floaters, textured obj and glb, ply with colored vertices.
 
 V vertices and T triangles, counter-clockwise from outside, in world units and z-up; a glb is y-up, as its format asks.
-Where no threshold is given, the surface lies where one sample of the training's rays is half opaque: density * step =
-ln 2. It is the density that the renderings themselves show as solid. Colors are those of the unlit renderings.
+Where no threshold is given, Otsu's method separates what is seen from what is not: it is applied to the opacity of one
+sample of the training's rays, 1 - exp(-density * step), which is bounded and so blind to how dense the densest is. A
+fixed opacity would lose soft objects, which many half-transparent samples make. Colors are those of unlit renderings.
 """
 
 import math
@@ -21,6 +22,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from skimage.filters import threshold_otsu
 from skimage.measure import marching_cubes
 from torch import Tensor
 from trimesh.exchange.obj import export_obj
@@ -33,6 +35,7 @@ MeshFormat = Literal["obj", "glb", "ply"]
 AlbedoFunction = Callable[[Float[np.ndarray, "P 3"]], Float[np.ndarray, "P 3"]]
 
 CHUNK = 1 << 18  # points a call of the field
+VISIBLE = 0.01  # opacity of a sample
 MIN_COMPONENT = 0.02  # of the largest component's volume
 TEXTURE_SIZE = 1024  # side of the texture, about: charts decide
 FILLED = 0.6  # of a texture that charts cover, about
@@ -64,23 +67,29 @@ class Atlas:
     height: int
 
 
-def half_opaque_density(step_size: float) -> float:
-    """Density at which a sample of length `step_size` absorbs half of the light: 1 - exp(-density * step) = 1/2."""
-    return math.log(2) / step_size
+def automatic_threshold(density: Float[np.ndarray, "R R R"], step_size: float) -> float:
+    """The density that separates the object from the rest: Otsu's threshold of the opacity of a sample.
+
+    Raises ExportError where nothing could be seen.
+    """
+    opacity = -np.expm1(-density.astype(np.float64) * step_size)
+    if not opacity.max() > VISIBLE:
+        raise ExportError(
+            f"the field is empty: its highest density, {density.max():.4g}, hides {opacity.max():.1%} of the light in "
+            f"a sample, and less than {VISIBLE:.0%} is not seen; train longer, or give a --threshold below that density."
+        )
+    return -math.log1p(-float(threshold_otsu(opacity))) / step_size
 
 
-def extract_mesh(
-    field: Field, *, radius: float, threshold: float, resolution: int, device: torch.device | None = None
-) -> Mesh:
-    """The surface where the density is `threshold`, from `resolution`^3 nodes in the box; floaters are left out.
+def extract_mesh(density: Float[np.ndarray, "R R R"], *, radius: float, threshold: float) -> Mesh:
+    """The surface where the density is `threshold`; floaters and cavities are left out.
 
     Raises ExportError where no node is denser.
     """
-    density = density_grid(field, radius=radius, resolution=resolution, device=device or torch.device("cpu"))
-    if not density.max() > threshold:
+    if not density.max() > threshold > 0:
         raise ExportError(
-            f"the surface at density {threshold:.4g} is empty: the field's highest density is {density.max():.4g}; "
-            "train longer, or choose a lower --threshold."
+            f"the surface at density {threshold:.4g} is empty: the field's densities reach from 0 to "
+            f"{density.max():.4g}; choose a --threshold between."
         )
     return largest_components(iso_surface(density, threshold=threshold, radius=radius), MIN_COMPONENT)
 

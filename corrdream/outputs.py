@@ -14,7 +14,7 @@ from corrdream.blocks.grammar import CaptionError, parse_caption
 from corrdream.cameras import orbit_cameras
 from corrdream.config import Config, ConfigError
 from corrdream.engine import build_prior, check_prompt, sampling_style
-from corrdream.export import MeshFormat, albedo_function, extract_mesh, half_opaque_density, write_mesh
+from corrdream.export import MeshFormat, albedo_function, automatic_threshold, density_grid, extract_mesh, write_mesh
 from corrdream.prior.sampling import sample_views
 from corrdream.rendering import sampling_step
 from corrdream.runs import load_run
@@ -113,19 +113,14 @@ def validate(path: Path, checkpoint: Path | None, *, size: int) -> Path:
 def export(
     path: Path, checkpoint: Path | None, *, kind: MeshFormat, threshold: float | None, resolution: int | None
 ) -> Path:
-    """Writes RUN/export/mesh.KIND and returns its path; no threshold takes the density that is half opaque a sample."""
+    """Writes RUN/export/mesh.KIND and returns its path; no threshold separates the seen from the unseen."""
     scene, run = load_run(path, checkpoint)
     config, field, device = scene.config, scene.scene.field, scene.device
-    step_size = sampling_step(config.field.radius, config.rendering.num_samples_per_ray)
+    radius = config.field.radius
+    density = density_grid(field, radius=radius, resolution=resolution or RESOLUTION[device.type], device=device)
     if threshold is None:
-        threshold = half_opaque_density(step_size)
-    mesh = extract_mesh(
-        field,
-        radius=config.field.radius,
-        threshold=threshold,
-        resolution=resolution or RESOLUTION[device.type],
-        device=device,
-    )
+        threshold = automatic_threshold(density, sampling_step(radius, config.rendering.num_samples_per_ray))
+    mesh = extract_mesh(density, radius=radius, threshold=threshold)
     logger.info("Surface at density %.4g: %d triangles; coloring it.", threshold, len(mesh.triangles))
     return write_mesh(mesh, run.path / "export", kind=kind, albedo=albedo_function(field, device))
 

@@ -163,7 +163,9 @@ def test_what_is_wrong_with_a_run_is_one_line(
     assert f"{nowhere} is not a run folder" in refused(capsys, "train", "--resume", nowhere)
     assert "drop other.yaml" in refused(capsys, "train", "--resume", run, "other.yaml")
     assert "in place only max_steps" in refused(capsys, "train", "--resume", run, "seed=3")
-    assert "highest density" in refused(capsys, "export", run, "--threshold", "1e6", "--resolution", "8")
+    assert "is empty: the field's densities reach from 0 to" in refused(
+        capsys, "export", run, "--threshold", "1e6", "--resolution", "8"
+    )
 
 
 def test_a_preview_is_a_png(settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,9 @@ from corrdream.export import (
     Mesh,
     MeshFormat,
     albedo_function,
+    automatic_threshold,
+    density_grid,
     extract_mesh,
-    half_opaque_density,
     largest_components,
     paint,
     rasterize,
@@ -47,7 +48,11 @@ class Balls:
 
 
 def ball_mesh(field: Balls, resolution: int = RESOLUTION) -> Mesh:
-    return extract_mesh(field, radius=1.0, threshold=THRESHOLD, resolution=resolution)
+    return extract_mesh(densities(field, resolution), radius=1.0, threshold=THRESHOLD)
+
+
+def densities(field: Balls, resolution: int = RESOLUTION) -> np.ndarray:
+    return density_grid(field, radius=1.0, resolution=resolution, device=torch.device("cpu"))
 
 
 def loaded(path: Path) -> trimesh.Trimesh:
@@ -62,8 +67,18 @@ def test_a_ball_comes_out_with_its_radius_and_volume() -> None:
     assert solid.volume == pytest.approx(4 / 3 * math.pi * RADIUS**3, rel=0.02)  # positive: triangles face outwards
 
 
-def test_half_opaque_density_lets_half_of_the_light_through_one_step() -> None:
-    assert math.exp(-half_opaque_density(0.03) * 0.03) == pytest.approx(0.5)
+@pytest.mark.parametrize("dense", [20.0, 200.0, 4000.0])
+def test_the_automatic_threshold_lies_between_inside_and_outside_however_dense(dense: float) -> None:
+    inside = (densities(Balls()) > THRESHOLD).astype(np.float32)
+    outside = np.random.default_rng(0).uniform(0, 1, inside.shape).astype(np.float32)
+    threshold = automatic_threshold(np.maximum(dense * inside, outside), 0.05)
+    assert 1 < threshold < dense
+
+
+def test_the_automatic_threshold_of_two_opacities_is_otsus() -> None:
+    volume = np.repeat([0.1, 3.0], [500, 500]).reshape(10, 10, 10).astype(np.float32)
+    threshold = automatic_threshold(volume, 0.1)
+    assert 0.1 < threshold < 3.0
 
 
 def test_vertices_lie_on_the_level_set_within_a_voxel_off_center() -> None:
@@ -146,5 +161,11 @@ def test_an_obj_names_its_material_and_texture(tmp_path: Path) -> None:
 
 
 def test_an_empty_surface_says_which_density_was_tried() -> None:
-    with pytest.raises(ExportError, match=r"density 99 is empty: the field's highest density is 44.*--threshold"):
-        extract_mesh(Balls(), radius=1.0, threshold=99.0, resolution=12)
+    with pytest.raises(
+        ExportError, match=r"density 99 is empty: the field's densities reach from 0 to 52.*--threshold"
+    ):
+        extract_mesh(densities(Balls()), radius=1.0, threshold=99.0)
+    with pytest.raises(ExportError, match="density -1 is empty"):
+        extract_mesh(densities(Balls()), radius=1.0, threshold=-1.0)
+    with pytest.raises(ExportError, match=r"the field is empty: its highest density, 0\.1, hides 0\.1% of the light"):
+        automatic_threshold(np.full((4, 4, 4), 0.1, np.float32), 0.01)
