@@ -5,7 +5,6 @@ import dataclasses
 import os
 import re
 import socket
-import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -66,7 +65,7 @@ def new_job(arguments: argparse.Namespace) -> Job:
         name=folder.path.name,
         grid=grid.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        command=list(sys.argv),
+        command=arguments.command,
         metric=grid.metric,
         mode=grid.mode,
         default=default_labels(grid, overrides),

@@ -1,6 +1,7 @@
 """The HTML page of a sweep: one file that needs nothing else. The best trial, the settings, curves, every trial."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -69,7 +70,7 @@ def _head(page: _Page) -> str:
     return (
         f"<h1>{escape(sweep.name)}</h1>"
         f'<p class="soft">Grid {escape(sweep.grid)}: {size}. Started {escape(sweep.created)}.</p>'
-        f'<div class="tags">{"".join(counts)}</div><p><code>{escape(" ".join(sweep.command))}</code></p>\n'
+        f'<div class="tags">{"".join(counts)}</div><p><code>python {escape(shlex.join(sweep.command))}</code></p>\n'
     )
 
 

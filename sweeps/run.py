@@ -124,7 +124,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--wandb", choices=["disabled", "offline", "online"], help="default: online if a key is set, else offline"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration of every trial")
-    return _separate_overrides(parser.parse_intermixed_args(argv))
+    arguments = _separate_overrides(parser.parse_intermixed_args(argv))
+    arguments.command = ["sweeps/run.py", *argv]
+    return arguments
 
 
 def _folder(text: str) -> Path:
