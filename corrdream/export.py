@@ -76,7 +76,7 @@ def automatic_threshold(density: Float[np.ndarray, "R R R"], step_size: float) -
     if not opacity.max() > VISIBLE:
         raise ExportError(
             f"the field is empty: its highest density, {density.max():.4g}, hides {opacity.max():.1%} of the light in "
-            f"a sample, and less than {VISIBLE:.0%} is not seen; train longer, or give a --threshold below that density."
+            f"a sample, less than {VISIBLE:.0%}; train longer, or give a --threshold below that density."
         )
     return -math.log1p(-float(threshold_otsu(opacity))) / step_size
 

