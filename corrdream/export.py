@@ -22,7 +22,6 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from skimage.filters import threshold_otsu
 from skimage.measure import marching_cubes
 from torch import Tensor
 from trimesh.exchange.obj import export_obj
@@ -36,6 +35,7 @@ AlbedoFunction = Callable[[Float[np.ndarray, "P 3"]], Float[np.ndarray, "P 3"]]
 
 CHUNK = 1 << 18  # points a call of the field
 VISIBLE = 0.01  # opacity of a sample
+HISTOGRAM_BINS = 256
 MIN_COMPONENT = 0.02  # of the largest component's volume
 TEXTURE_SIZE = 1024  # side of the texture, about: charts decide
 FILLED = 0.6  # of a texture that charts cover, about
@@ -78,7 +78,20 @@ def automatic_threshold(density: Float[np.ndarray, "R R R"], step_size: float) -
             f"the field is empty: its highest density, {density.max():.4g}, hides {opacity.max():.1%} of the light in "
             f"a sample, less than {VISIBLE:.0%}; train longer, or give a --threshold below that density."
         )
-    return -math.log1p(-float(threshold_otsu(opacity))) / step_size
+    return -math.log1p(-otsu_threshold(opacity.ravel())) / step_size
+
+
+def otsu_threshold(values: Float[np.ndarray, " P"]) -> float:
+    """The threshold between two classes whose means are furthest apart (Otsu, 1979), from a histogram.
+
+    Where nothing lies between the classes every threshold there is as good: the middle one is taken.
+    """
+    counts, edges = np.histogram(values, HISTOGRAM_BINS)
+    below = counts.cumsum()[:-1] / counts.sum()
+    moment = (counts * (edges[:-1] + edges[1:]) / 2).cumsum() / counts.sum()
+    variance = (moment[-1] * below - moment[:-1]) ** 2 / (below * (1 - below))  # the lowest and highest bin hold values
+    best = np.flatnonzero(variance >= variance.max() * (1 - 1e-9))
+    return float(edges[1:-1][best].mean())
 
 
 def extract_mesh(density: Float[np.ndarray, "R R R"], *, radius: float, threshold: float) -> Mesh:

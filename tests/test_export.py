@@ -19,6 +19,7 @@ from corrdream.export import (
     density_grid,
     extract_mesh,
     largest_components,
+    otsu_threshold,
     paint,
     rasterize,
     unwrap,
@@ -72,7 +73,23 @@ def test_the_automatic_threshold_lies_between_inside_and_outside_however_dense(d
     inside = (densities(Balls()) > THRESHOLD).astype(np.float32)
     outside = np.random.default_rng(0).uniform(0, 0.2, inside.shape).astype(np.float32)
     threshold = automatic_threshold(np.maximum(dense * inside, outside), 0.05)
-    assert 0.19 < threshold < dense  # within a bin of the histogram
+    assert 0.2 < threshold < dense
+
+
+def test_otsus_threshold_is_in_the_middle_of_the_gap() -> None:
+    values = np.concatenate([np.linspace(0.0, 0.2, 100), np.linspace(0.8, 1.0, 50)])
+    assert otsu_threshold(values) == pytest.approx(0.5, abs=0.01)
+
+
+def test_otsus_threshold_maximizes_the_variance_between_the_classes() -> None:
+    generator = np.random.default_rng(0)
+    values = np.concatenate([generator.normal(0.3, 0.1, 3000), generator.normal(0.7, 0.1, 1000)])
+    candidates = np.linspace(0.2, 0.8, 61)
+    variances = []
+    for candidate in candidates:
+        low, high = values[values <= candidate], values[values > candidate]
+        variances.append(len(low) * len(high) * (low.mean() - high.mean()) ** 2)
+    assert otsu_threshold(values) == pytest.approx(candidates[np.argmax(variances)], abs=0.02)
 
 
 def test_vertices_lie_on_the_level_set_within_a_voxel_off_center() -> None:
