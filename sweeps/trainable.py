@@ -59,6 +59,7 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
     def setup(self, config: dict[str, Any]) -> None:
         """Opens the first trial."""
         self._prior: Any = None
+        self._prior_config: Any = None
         self._status: Status
         self._open(Spec.from_text(config["spec"]))
 
@@ -114,20 +115,27 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
             self._give_up_or_raise(error)
 
     def _open_run(self, spec: Spec, sweep_folder: SweepFolder) -> None:
+        node = os.uname().nodename
         if not sweep_folder.sweep_file.exists():
-            node = os.uname().nodename
             raise SweepError(f"node {node} does not see {sweep_folder.path}; choose a --storage that all nodes share.")
+        config = corrdream.load_config((), spec.config)
+        if corrdream.identity(config) != spec.identity:
+            raise SweepError(
+                f"corrdream's sources or the prior on node {node} are not those that the sweep was started with;"
+                " put those back and resume, or start a new sweep."
+            )
         torch.set_num_threads(spec.cpus)
         self._resources.enter_context(hold_lock(self._folder / "trial.lock", wait_seconds=LOCK_WAIT_SECONDS))
         self._warnings = self._resources.enter_context(trial_log(self._folder))
         before = read_status(self._folder, spec.identity)
-        config = corrdream.load_config((), spec.config)
         self._status = dataclasses.replace(
             before, state="running", max_steps=config.max_steps, attempts=before.attempts + 1, error=""
         )
         self._record()
         device = torch.device("cpu") if config.device == "auto" and not spec.gpus else None
-        self._prior = self._prior or corrdream.build_prior(config, device)
+        if self._prior is None or self._prior_config != config.prior:
+            self._prior = None  # its memory is free before the next one is loaded
+            self._prior, self._prior_config = corrdream.build_prior(config, device), config.prior
         self._trainer, self._run = corrdream.open_run(self._folder, config, prior=self._prior, device=device)
         self._tracker = Tracker(
             self._folder,

@@ -1,5 +1,6 @@
 """The adapter: a trial's folder holds the truth, whichever process works on it. No cluster is needed."""
 
+import dataclasses
 import logging
 import resource
 import shutil
@@ -122,6 +123,18 @@ def test_the_next_trial_keeps_the_prior_and_equals_one_in_a_fresh_process(make_s
     assert_equal(final_tensors(folder_of(second)), reused_tensors)
 
 
+def test_a_trial_with_another_prior_gets_that_one(
+    make_spec: Callable[..., Spec], tiny_prior_file: Path, tmp_path: Path
+):
+    other = shutil.copy(tiny_prior_file, tmp_path / "other.safetensors")
+    trial = start(make_spec("first"))
+    trial.train()
+    prior = trial._prior
+    trial.reset_config({"spec": make_spec("second", **{"prior.checkpoint": str(other)}).to_text()})
+    assert trial._prior is not prior
+    assert trial.train()["state"] == "finished"
+
+
 @pytest.mark.parametrize("stop_after", [3, 5, 8])
 def test_a_stopped_trial_saves_and_its_continuation_equals_an_undisturbed_run(
     stop_after: int,
@@ -229,6 +242,13 @@ def test_a_storage_that_the_node_does_not_see_fails_the_trial_with_the_cure(make
     result = start(spec).train()
     assert result["state"] == "failed"
     assert "--storage that all nodes share" in result["error"]
+
+
+def test_a_node_with_other_sources_or_another_prior_fails_the_trial(make_spec: Callable[..., Spec]):
+    spec = dataclasses.replace(make_spec(), identity="0" * 16)
+    result = start(spec).train()
+    assert result["state"] == "failed"
+    assert "are not those that the sweep was started with" in result["error"]
 
 
 def test_two_processes_never_work_on_one_trial(make_spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch):
