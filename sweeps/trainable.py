@@ -102,6 +102,7 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         self._stop_file = sweep_folder.stop_file
         self._report_seconds = spec.report_seconds
         self._resources = ExitStack()
+        self._trainer: Any = None
         self._warnings = Warnings()
         self._status = Status(identity=spec.identity)
         if self._stop_file.exists():
