@@ -212,7 +212,7 @@ def test_the_plan_is_printed_before_ray_starts(story: Story):
 
 def test_a_lost_process_and_progress_are_reported(story: Story):
     assert "lost its process; another one continues from the newest checkpoint" in story.outputs[0]
-    assert re.search(r"\d\d:\d\d +[012] of 2 trials done, [012] running", "".join(story.outputs))
+    assert re.search(r"\d\d:\d\d +finished \S+ in \d+ s", "".join(story.outputs))
 
 
 def test_nothing_of_ray_clutters_the_output(story: Story):
