@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from corrdream.cameras import orbit_cameras
+from corrdream.cameras import lights_at_cameras, orbit_cameras
 from corrdream.checkpoint import Checkpoint, CheckpointError
 from corrdream.config import Config
 from corrdream.field import RadianceField
 from corrdream.interfaces import Marching
 from corrdream.rendering import OccupancyGrid, render
-from corrdream.structures import Appearance, CameraBatch, LightBatch, RenderOutput
+from corrdream.structures import Appearance, CameraBatch, RenderOutput
 
 
 class Scene(nn.Module):
@@ -66,10 +66,9 @@ class SceneView:
         appearance = Appearance(
             mode="albedo", ambient=shading.ambient_color, diffuse=shading.diffuse_color, background=background
         )
-        position = cameras.c2w[:, :3, 3]
         return render(
             cameras,
-            LightBatch(position=position, offset=torch.zeros_like(position), distance=cameras.distance),
+            lights_at_cameras(cameras),
             appearance,
             field=self.scene.field,
             background=self.scene.background,

@@ -7,10 +7,9 @@ from typing import Any
 from corrdream.camera_sampling import CameraSettings
 from corrdream.config import Config, CorrespondenceConfig
 from corrdream.correspondence import CorrespondenceSettings
+from corrdream.diffusion import NUM_TIMESTEPS
 from corrdream.rendering import AppearanceSettings
 from corrdream.schedules import value_at
-
-NUM_TIMESTEPS = 1000  # of the diffusion models' training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

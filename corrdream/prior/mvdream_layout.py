@@ -7,6 +7,7 @@ The names are those of latent diffusion: `model.diffusion_model.` is the UNet, `
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from corrdream.diffusion import NUM_TIMESTEPS
 from corrdream.prior.autoencoder import LATENT_CHANNELS, AutoencoderShape
 from corrdream.prior.network import CAMERA_NUMBERS, NetworkShape
 from corrdream.prior.text_clip import TextShape
@@ -14,7 +15,6 @@ from corrdream.prior.text_clip import TextShape
 UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
 TEXT = "cond_stage_model."
-NUM_TIMESTEPS = 1000
 # The schedule follows from the method; the file's copy of it is not read.
 SCHEDULE_BUFFERS = (
     "betas",
