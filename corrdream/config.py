@@ -186,10 +186,7 @@ class CorrespondenceConfig:
         10.0,
         30.0,
     )  # azimuth of the twin views, degrees
-    feature_blocks: tuple[int, ...] = (
-        3,
-        1,
-    )  # up-block outputs in forward order, finest first
+    feature_blocks: tuple[int, ...] = (5, 3)  # up-block outputs in forward order, finest first
     timestep: int = 0
     edge_kernel: int = 3
     opacity_threshold: float = 0.99

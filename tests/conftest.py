@@ -20,7 +20,7 @@ def tiny_prior_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from corrdream.prior.blocks import BlocksNetworks, BlocksShape, save_blocks_weights
 
     shape = BlocksShape(
-        latent_size=8,
+        latent_size=4,
         channels=(32, 32),
         heads=(1, 1),
         attention=(False, True),

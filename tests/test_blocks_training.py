@@ -34,20 +34,21 @@ from corrdream.blocks.training_losses import (
 from corrdream.blocks.training_report import sample_sheet, validation_losses
 from corrdream.cameras import project
 from corrdream.prior.blocks import BlocksPrior, BlocksShape
+from corrdream.prior.latents import FOLD
 
 CPU = torch.device("cpu")
 SHAPE = BlocksShape(
     latent_size=8,
-    channels=(16, 16),
-    heads=(1, 1),
-    attention=(False, True),
+    channels=(16, 16, 16),
+    heads=(1, 1, 1),
+    attention=(False, False, True),
     text_width=16,
     text_layers=1,
     norm_groups=4,
 )
 SETTINGS = TrainSettings(num_objects=2, points_per_pair=16, supersample=1, warmup_steps=5, workers=0)
 VIEWS = 4
-SIZE = 16
+SIZE = 32
 
 
 def new_training() -> Training:
@@ -100,7 +101,7 @@ def test_both_sets_share_noise_timestep_and_background() -> None:
     assert torch.equal(noise[:, 0], noise[:, 1])
     assert not torch.equal(noise[:, 0, 0], noise[:, 0, 1])
     assert drawn.timesteps.shape == (2,)
-    corners = drawn.latents[:, 0::4, 0, 0].reshape(2, NUM_SETS * VIEWS, 3)
+    corners = drawn.latents[:, :: FOLD**2, 0, 0].reshape(2, NUM_SETS * VIEWS, 3)
     assert torch.equal(corners, corners[:, :1].expand_as(corners))
 
 

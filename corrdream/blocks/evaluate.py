@@ -27,7 +27,7 @@ SPLITS: tuple[Split, ...] = ("train", "held_out_pairs", "held_out_composition")
 KINDS = ("textured", "plain", "homogeneous")
 TURNS = (10.0, 20.0, 30.0)  # degrees between the two views
 TIMESTEPS = (0, 20, 100, 250)
-BLOCK_SETS = ("0", "1", "2", "3", "4", "5", "1,3")  # blocks that are matched together
+BLOCK_SETS = ("0", "1", "2", "3", "4", "5", "3,5")  # blocks that are matched together
 PROMPTS_AT_ONCE = 25
 
 

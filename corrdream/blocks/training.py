@@ -29,13 +29,13 @@ class TrainSettings:
     gradient_clip: float = 1.0
     ema_decay: float = 0.9995
     caption_dropout: float = 0.1
-    feature_share: float = 0.35  # of the objects with a low timestep, for the features
-    match_weight: float = 0.03
-    coordinate_weight: float = 0.02
+    feature_share: float = 0.2  # of the objects with a low timestep, for the features
+    match_weight: float = 0.02
+    coordinate_weight: float = 0.01
     pairs_per_object: int = 1
     points_per_pair: int = 128
     supersample: int = 2
-    workers: int = 12
+    workers: int = 6
     seed: int = 0
 
 

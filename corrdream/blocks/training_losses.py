@@ -22,7 +22,7 @@ from corrdream.blocks.training_data import NUM_SETS
 from corrdream.diffusion import NUM_TIMESTEPS, add_noise, alphas_cumprod
 from corrdream.prior.blocks import BlocksNetworks
 
-FEATURE_BLOCKS = (1, 3)  # those that matching uses: after the upsampling to 16 x 16 and to 32 x 32
+FEATURE_BLOCKS = (3, 5)  # those that matching uses: after the upsampling to 16 x 16, and the last
 LOW_TIMESTEPS = 300  # of the objects drawn for their features: half at 0, half below this
 TEMPERATURE = 0.05  # of the cosine similarities
 SIGMA = 0.04  # of the soft targets, world units: about 1.4 pixels of 64

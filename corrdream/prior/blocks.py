@@ -32,10 +32,10 @@ METADATA_KEY = "corrdream.blocks"
 class BlocksShape:
     """Sizes of the built-in prior; the defaults are the trained one's."""
 
-    latent_size: int = 32
+    latent_size: int = 16
     num_views: int = 4
-    channels: tuple[int, ...] = (96, 128, 224)
-    heads: tuple[int, ...] = (3, 4, 7)
+    channels: tuple[int, ...] = (96, 192, 192)
+    heads: tuple[int, ...] = (3, 6, 6)
     attention: tuple[bool, ...] = (False, True, True)
     layers_per_block: int = 1
     text_width: int = 128
