@@ -1,7 +1,8 @@
 """The diffusion process as formulas: noise schedule, forward noising, x0, guidance and its rescale. No network.
 
 Symbols: z0 clean latents, z_t = sqrt(a) z0 + sqrt(1 - a) noise, where a is `alpha_cumprod`, the cumulative product of
-1 - beta up to the timestep: one number for the batch, or one an image. DDPM is arXiv:2006.11239.
+1 - beta up to the timestep: one number for the batch, or one an image. Roots are taken in float64, where 1 - a keeps
+its digits at small timesteps; the results have the latents' dtype. DDPM is arXiv:2006.11239.
 """
 
 import torch
@@ -20,8 +21,8 @@ def betas() -> Float[Tensor, " T"]:
 
 
 def alphas_cumprod() -> Float[Tensor, " T"]:
-    """Share of the signal's variance left at each timestep, computed in float64 and stored in float32."""
-    return torch.cumprod(1 - betas(), dim=0).float()
+    """Share of the signal's variance left at each timestep, in float64."""
+    return torch.cumprod(1 - betas(), dim=0)
 
 
 def add_noise(
@@ -30,8 +31,8 @@ def add_noise(
     alpha_cumprod: Float[Tensor, ""] | Float[Tensor, " B"],
 ) -> Float[Tensor, "B C h w"]:
     """Noisy latents z_t (Eq. 4 of arXiv:2006.11239)."""
-    alpha = _per_image(alpha_cumprod)
-    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    alpha = _per_image(alpha_cumprod.double())
+    return alpha.sqrt().to(latents) * latents + (1 - alpha).sqrt().to(latents) * noise
 
 
 def x0_from_noise(
@@ -40,8 +41,8 @@ def x0_from_noise(
     alpha_cumprod: Float[Tensor, ""] | Float[Tensor, " B"],
 ) -> Float[Tensor, "B C h w"]:
     """Clean latents that `noise` would turn into `noisy`: the inverse of `add_noise`."""
-    alpha = _per_image(alpha_cumprod)
-    return noisy / alpha.sqrt() - (1 / alpha - 1).sqrt() * noise
+    alpha = _per_image(alpha_cumprod.double())
+    return noisy / alpha.sqrt().to(noisy) - (1 / alpha - 1).sqrt().to(noisy) * noise
 
 
 def noise_from_velocity(
@@ -50,8 +51,8 @@ def noise_from_velocity(
     alpha_cumprod: Float[Tensor, ""] | Float[Tensor, " B"],
 ) -> Float[Tensor, "B C h w"]:
     """Noise of a v-prediction, v = sqrt(a) noise - sqrt(1 - a) z0 (Appendix D of arXiv:2202.00512)."""
-    alpha = _per_image(alpha_cumprod)
-    return alpha.sqrt() * velocity + (1 - alpha).sqrt() * noisy
+    alpha = _per_image(alpha_cumprod.double())
+    return alpha.sqrt().to(noisy) * velocity + (1 - alpha).sqrt().to(noisy) * noisy
 
 
 def classifier_free_guidance(

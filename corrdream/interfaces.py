@@ -75,7 +75,7 @@ class MultiviewPrior(Protocol):
     image_size: int  # side of the images it encodes, pixels
     latent_channels: int
     latent_size: int
-    alphas_cumprod: Float[Tensor, " T"]  # float32, T training timesteps
+    alphas_cumprod: Float[Tensor, " T"]  # float64, T training timesteps
     fingerprint: str  # identifies the weights; part of a trial's identity
     device: torch.device
 

@@ -223,7 +223,7 @@ class Trainer:
         latents = self.prior.encode_images(torch.cat([images.rgb, twin.rgb]))
         noise = self.draw_noise(latents[: len(latents) // 2])
         timestep = torch.tensor(config.timestep, device=self.device)
-        noisy = add_noise(latents, torch.cat([noise, noise]), self.prior.alphas_cumprod[timestep].to(latents))
+        noisy = add_noise(latents, torch.cat([noise, noise]), self.prior.alphas_cumprod[timestep])
         features = self.prior.features(
             noisy,
             timestep.expand(len(noisy)),

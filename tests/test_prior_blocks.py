@@ -53,7 +53,7 @@ def test_noise_is_what_the_predicted_velocity_implies(prior: BlocksPrior) -> Non
     noise = prior.predict_noise(latents, timesteps, text=text, c2w=cameras.c2w).noise
     with torch.no_grad():
         velocity, _ = prior._networks.unet(latents, timesteps, text, normalize_camera(cameras.c2w))
-    alpha = prior.alphas_cumprod[timesteps]
+    alpha = prior.alphas_cumprod[timesteps].to(latents)
     scale = alpha[:, None, None, None]
     x0 = scale.sqrt() * latents - (1 - scale).sqrt() * velocity
     torch.testing.assert_close(add_noise(x0, noise, alpha), latents, rtol=0, atol=1e-5)

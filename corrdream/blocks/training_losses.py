@@ -86,7 +86,7 @@ class TrainingModel(nn.Module):
         self.networks = networks
         widths = [_block_width(networks, block) for block in FEATURE_BLOCKS]
         self.coordinate_heads = nn.ModuleList(nn.Conv2d(width, 3, kernel_size=1) for width in widths)
-        self.register_buffer("alphas_cumprod", alphas_cumprod(), persistent=False)
+        self.register_buffer("alphas_cumprod", alphas_cumprod().float(), persistent=False)
         self._match_targets, self._match_loss = match_targets, match_loss
         if compiled:
             self.networks.unet.compile(dynamic=False)

@@ -86,13 +86,19 @@ def project_on_line(lines: Float[Tensor, "M 3"], xy: Float[Tensor, "M 2"]) -> Fl
     return xy - signed_distance * normal
 
 
+def border_points(lines: Float[Tensor, "M 3"], width: int) -> tuple[Float[Tensor, "M 2"], Float[Tensor, "M 2"]]:
+    """The lines' points at x = 0 and at x = width; not finite where vertical."""
+    a, b, c = lines.unbind(dim=1)
+    left = torch.stack([torch.zeros_like(c), -c / b], dim=1)
+    right = torch.stack([torch.full_like(c, width), -(c + width * a) / b], dim=1)
+    return left, right
+
+
 def project_on_border_segment(
     lines: Float[Tensor, "M 3"], xy: Float[Tensor, "M 2"], width: int
 ) -> Float[Tensor, "M 2"]:
     """As released: nearest point of the segment between the line's ends at x = 0 and x = width; NaN where vertical."""
-    a, b, c = lines.unbind(dim=1)
-    left = torch.stack([torch.zeros_like(c), -c / b], dim=1)
-    right = torch.stack([torch.full_like(c, width), -(c + width * a) / b], dim=1)
+    left, right = border_points(lines, width)
     along = right - left
     fraction = ((xy - left) * along).sum(dim=1) / along.square().sum(dim=1)
     return left + fraction.clamp(0, 1)[:, None] * along

@@ -135,7 +135,7 @@ class BlocksPrior:
         latents = latents.to(self.device, self.dtype)
         timesteps = timesteps.to(self.device)
         velocity, features = self._networks.unet(latents, timesteps, text, self._camera(c2w), feature_blocks)
-        alpha = self.alphas_cumprod[timesteps].to(self.dtype)
+        alpha = self.alphas_cumprod[timesteps]
         return NoisePrediction(noise=noise_from_velocity(latents, velocity, alpha), features=features)
 
     @torch.no_grad()

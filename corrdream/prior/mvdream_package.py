@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from corrdream.backends import MissingBackendError, require
 from corrdream.cameras import normalize_camera
+from corrdream.diffusion import alphas_cumprod
 from corrdream.prior.latents import resize_images
 from corrdream.prior.mvdream_checkpoint import checkpoint_fingerprint, locate_checkpoint, read_checkpoint
 from corrdream.prior.mvdream_layout import MODELS, POSITION_IDS, check_layout
@@ -56,7 +57,7 @@ class MvdreamPackagePrior:
         self._model = model.to(self.device).eval().requires_grad_(False)
         self._model.cond_stage_model.device = self.device  # its own default is cuda
         self.latent_channels = int(self._unet.in_channels)
-        self.alphas_cumprod: Float[Tensor, " T"] = self._model.alphas_cumprod.float()
+        self.alphas_cumprod = alphas_cumprod().to(self.device)
 
     @classmethod
     def load(

@@ -32,7 +32,8 @@ def cases(data: Any) -> Iterator[tuple[str, Callable[[], None]]]:
             yield name, partial(check_orbit, case)
             continue
         yield name, partial(check_training_batch, case)
-        yield f"{name}-perturb", partial(check_shifted_copies, case)
+        if group(case, "perturb"):
+            yield f"{name}-perturb", partial(check_shifted_copies, case)
 
 
 def placed(case: Mapping[str, np.ndarray]) -> tuple[CameraBatch, LightBatch]:

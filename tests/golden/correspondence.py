@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from corrdream.correspondence.epipolar import (
+    border_points,
     containing_pixel,
     epipolar_lines,
     fundamental_matrices,
@@ -32,7 +33,7 @@ from corrdream.correspondence.loss import (
 )
 from corrdream.correspondence.matching import VolumeMatching
 from corrdream.correspondence.matching_streamed import StreamedMatching
-from corrdream.interfaces import Matching
+from corrdream.interfaces import Matching, Similarity
 from corrdream.structures import CameraBatch, Matches
 from tests.golden.helpers import assert_absolute, assert_relative, group, group_names, tensor
 from tests.sphere import rendering
@@ -101,6 +102,10 @@ def _check_filters(
     source_xy = pixel_centers(source[:, 1] * size + source[:, 0], size, like=fundamental)
     lines = epipolar_lines(fundamental.expand(len(source), 3, 3), source_xy)
     assert_relative(lines, image["stage0_line"], PIXELS, "stage0_line")
+    for side, points in zip(("left", "right"), border_points(lines, size), strict=True):
+        recorded = image[f"stage0_y_at_{side}"]
+        seen = np.abs(recorded) <= size  # elsewhere a line's slope magnifies its rounding
+        assert_absolute(points[seen, 1], recorded[seen], PIXELS, f"stage0_y_at_{side}")
     on_line = project_matches(lines, best_xy, width=size, projection=settings.epipolar_projection)
     # Vertical lines are recorded as NaN and must be lost by the filters below.
     exists = np.isfinite(image["stage0_trg_proj_xy"]).all(axis=1)
@@ -168,6 +173,8 @@ def check_whole_step(case: Case, matching: Matching) -> None:
         settings=step.settings,
         generator=torch.Generator(),
     )
+    for view in range(len(step.distance)):
+        _check_best_targets(case, view, similarity, step)
     same = [_check_matches(case, view, matches, step) for view in range(len(step.distance))]
     distance = step.distance.clone().requires_grad_()
     output = correspondence_loss(
@@ -185,6 +192,18 @@ def check_whole_step(case: Case, matching: Matching) -> None:
     assert torch.equal(output.matches[0].confidence, matches.confidence)
     if all(same):
         _check_total(case, output.loss, distance)
+
+
+def _check_best_targets(case: Case, view: int, similarity: Similarity, step: Step) -> None:
+    """The most similar target of each opaque source pixel, and how similar it is."""
+    image = group(case, f"out/img{view}")
+    source, target = (_pixels(image[f"stage0_{side}_xy"]) for side in ("src", "trg"))
+    numbers = source[:, 1] * step.size + source[:, 0]
+    best_target, best = similarity.best_target(torch.full_like(numbers, view), numbers)
+    assert_absolute(best, image["stage0_max"], CONFIDENCE, "stage0_max")
+    clear = tensor(image["stage0_margin"]) >= 1e-6
+    recorded = target[:, 1] * step.size + target[:, 0]
+    assert torch.equal(best_target[clear], recorded[clear]), "stage0_trg_xy"
 
 
 def _check_matches(case: Case, view: int, matches: Matches, step: Step) -> bool:

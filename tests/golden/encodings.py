@@ -13,6 +13,7 @@ FILE = "encodings.npz"
 PUBLISHED_TOLERANCE = 1e-3  # fine levels carry the position's float32 rounding
 SMALL_TOLERANCE = 1e-4
 JACOBIAN_TOLERANCE = 1e-3
+SCALE_TOLERANCE = 1e-6  # relative
 
 
 def cases(data: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -22,16 +23,18 @@ def cases(data: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], No
 
 
 def compare_hash_grid(arrays: Mapping[str, np.ndarray]) -> None:
-    grid = HashGrid(
-        num_levels=int(arrays["cfg/n_levels"]),
-        features_per_level=int(arrays["cfg/n_features_per_level"]),
-        log2_table_size=int(arrays["cfg/log2_hashmap_size"]),
-        base_resolution=int(arrays["cfg/base_resolution"]),
-        growth=float(arrays["cfg/per_level_scale"]),
-    )
+    settings = {
+        "num_levels": int(arrays["cfg/n_levels"]),
+        "features_per_level": int(arrays["cfg/n_features_per_level"]),
+        "log2_table_size": int(arrays["cfg/log2_hashmap_size"]),
+        "base_resolution": int(arrays["cfg/base_resolution"]),
+        "growth": float(arrays["cfg/per_level_scale"]),
+    }
+    compare_scales(HashGrid(**settings), arrays)
+    # On the recorded scales, whose last bit decides in which cell a point at its border lies.
+    grid = HashGrid(**settings, level_scales=arrays["level_scale"].tolist())
     assert grid.offsets == arrays["level_offsets"].tolist()
     assert grid.resolutions == arrays["level_resolution"].tolist()
-    assert_relative(torch.tensor(grid.scales), arrays["level_scale"], 1e-6, "level_scale")
     assert grid.table.numel() == int(arrays["n_params"])
     stored = "in/params" in arrays
     params = tensor(arrays["in/params"]) if stored else published_table(grid.table.numel())
@@ -44,6 +47,14 @@ def compare_hash_grid(arrays: Mapping[str, np.ndarray]) -> None:
     if "out/grad_params" in arrays:
         (gradient,) = torch.autograd.grad((features * tensor(arrays["in/cotangent"])).sum(), grid.table)
         assert_relative(gradient.flatten(), arrays["out/grad_params"], SMALL_TOLERANCE, "grad_params")
+
+
+def compare_scales(grid: HashGrid, arrays: Mapping[str, np.ndarray]) -> None:
+    """Each level's scale, and its resolution unless the last bit of a whole number decides about it."""
+    for level, (scale, recorded) in enumerate(zip(grid.scales, arrays["level_scale"].tolist(), strict=True)):
+        assert abs(scale - recorded) <= SCALE_TOLERANCE * recorded, f"scale of level {level}"
+        if abs(recorded - round(recorded)) > SCALE_TOLERANCE * recorded:
+            assert grid.resolutions[level] == arrays["level_resolution"][level], f"resolution of level {level}"
 
 
 def published_table(count: int) -> torch.Tensor:

@@ -1,14 +1,17 @@
 """Annealed values, and every scheduled quantity of the published configurations, step by step."""
 
+import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
 from corrdream.config import Config, load_config
-from corrdream.schedules import Piecewise, Schedule, value_at
+from corrdream.schedules import Piecewise, value_at
 from corrdream.trainer import StepSettings, settings_at
 
 FILE = "schedules.json"
+TOLERANCE = 1e-12  # of values; whole numbers are exact
 CFG_SCHEDULE = {"steps": [0, 7000, 12000], "values": [50, 10, 50], "interpolate": "hold"}
 
 
@@ -25,22 +28,21 @@ def cases(data: Any) -> Iterator[tuple[str, Callable[[], None]]]:
             raise AssertionError(f"unknown group {name} in {FILE}")
 
 
-def schedule(spec: Any) -> Schedule:
-    """A published annealing entry as ours; the unit is decided by `counter`."""
+def annealed_value(spec: Any, *, global_step: int, epoch: int) -> float:
+    """The value of a published annealing entry, by our schedule: the type of its last number decides what it counts."""
     if not isinstance(spec, list):
-        return spec
+        return value_at(spec, global_step, horizon=1)
     start, first, last, end = spec if len(spec) == 4 else [0, *spec]
-    return Piecewise(steps=[int(start), int(end)], values=[float(first), float(last)])
-
-
-def counter(spec: Any, row: dict[str, Any]) -> int:
-    return row["epoch"] if isinstance(spec, list) and isinstance(spec[-1], float) else row["global_step"]
+    # Ours count whole steps: a finer unit makes a start or an end between two of them whole.
+    unit = math.lcm(Fraction(start).denominator, Fraction(end).denominator)
+    schedule = Piecewise(steps=[int(start * unit), int(end * unit)], values=[float(first), float(last)])
+    return value_at(schedule, (epoch if isinstance(end, float) else global_step) * unit, horizon=1)
 
 
 def compare_annealing(rows: list[dict[str, Any]]) -> None:
     for row in rows:
-        value = value_at(schedule(row["spec"]), counter(row["spec"], row), horizon=1)
-        assert abs(value - row["value"]) <= 1e-12 * max(1.0, abs(row["value"])), row
+        value = annealed_value(row["spec"], global_step=row["global_step"], epoch=row["epoch"])
+        assert abs(value - row["value"]) <= TOLERANCE * max(1.0, abs(row["value"])), row
 
 
 def data_overrides(data: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +60,9 @@ def settings(config: Config, step: int) -> StepSettings:
 
 
 def compare_published(group: dict[str, Any], name: str) -> None:
-    def ramp(spec: list[Any]) -> dict[str, Any]:
+    def ramp(spec: Any) -> Any:
+        if not isinstance(spec, list):
+            return spec
         start, first, last, end = spec if len(spec) == 4 else [0, *spec]
         return {"steps": [start, end], "values": [first, last]}
 
@@ -85,7 +89,7 @@ def compare_published(group: dict[str, Any], name: str) -> None:
     for index, step in enumerate(group["guidance_scale_steps"]):
         at = settings(config, step)
         assert at.guidance_scale == group["guidance_scale"][index], step
-        assert abs(at.loss_weights["orientation"] - group["lambda_orient"][index]) <= 1e-12 * 1000, step
+        assert abs(at.loss_weights["orientation"] - group["lambda_orient"][index]) <= TOLERANCE * 1000, step
         assert at.loss_weights["correspondence"] == group["lambda_corr"][index], step
         assert at.is_correspondence_step == group["correspondence_step"][index], step
         assert at.appearance.ambient_only == group["ambient_only"][index], step
@@ -116,4 +120,4 @@ def compare_rows(config: Config, rows: list[dict[str, Any]]) -> None:
             (cameras.elevation_range, row["elevation_range"]),
             (cameras.azimuth_range, row["azimuth_range"]),
         ):
-            assert all(abs(a - b) <= 1e-12 * 180 for a, b in zip(ours, published, strict=True)), row
+            assert all(abs(a - b) <= TOLERANCE * 180 for a, b in zip(ours, published, strict=True)), row

@@ -18,7 +18,9 @@ from corrdream.rendering.appearance import (
 )
 from corrdream.rendering.shading import shade
 from corrdream.structures import Appearance, RaySamples, RenderOutput
-from tests.golden.helpers import assert_absolute, group, group_names, tensor
+from corrdream.trainer import weighted_sum
+from tests.golden.helpers import assert_absolute, assert_relative, group, group_names, tensor
+from tests.golden.schedules import annealed_value
 
 FILE = "shading.npz"
 TOLERANCE = 2e-6
@@ -27,17 +29,20 @@ MODES = ("albedo", "textureless", "diffuse")
 
 
 def cases(data: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], None]]]:
-    known = {"material": material_cases, "background": background_cases, "losses": loss_cases}
+    known = {"in/features": material_cases, "in/dirs": background_cases, "in/opacity": loss_cases}
     for name in group_names(data):
-        yield from known[name](group(data, name))
+        arrays = group(data, name)
+        (kind,) = (cases_of for array, cases_of in known.items() if array in arrays)
+        for case, comparison in kind(arrays):
+            yield f"{name}-{case}", comparison
 
 
 def material_cases(data: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], None]]]:
     inputs = group(data, "in")
-    yield "material-fixed", partial(compare_fixed, inputs, group(data, "fixed"))
-    yield "material-train", partial(compare_train, inputs, group(data, "train"))
+    yield "fixed", partial(compare_fixed, inputs, group(data, "fixed"))
+    yield "train", partial(compare_train, inputs, group(data, "train"))
     for name in group_names(group(data, "eval")):
-        yield f"material-eval-{name}", partial(compare_eval, inputs, group(data, f"eval/{name}"))
+        yield f"eval-{name}", partial(compare_eval, inputs, group(data, f"eval/{name}"))
 
 
 def shaded(inputs: Mapping[str, np.ndarray], appearance: Appearance, activation: str = "sigmoid") -> torch.Tensor:
@@ -103,10 +108,10 @@ def compare_train(inputs: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndar
 
 
 def background_cases(data: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], None]]]:
-    yield "background-network", partial(compare_network_background, data)
-    yield "background-solid", partial(compare_solid_background, data)
+    yield "network", partial(compare_network_background, data)
+    yield "solid", partial(compare_solid_background, data)
     for name in group_names(group(data, "aug")):
-        yield f"background-{name}", partial(compare_augmentation, data, group(data, f"aug/{name}"), name)
+        yield name, partial(compare_augmentation, data, group(data, f"aug/{name}"), name)
 
 
 def compare_network_background(data: Mapping[str, np.ndarray]) -> None:
@@ -135,17 +140,19 @@ def compare_solid_background(data: Mapping[str, np.ndarray]) -> None:
 
 
 def compare_augmentation(data: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], name: str) -> None:
-    colors = tensor(arrays["u"])[:, 0, 0]
-    drawn = colors.expand(data["in/dirs"].shape[0], 3)
-    chosen = choose_background(settings(np.ones(3), np.zeros(3), random_shared=name == "shared"), 0.0, drawn)
+    colors, num_images = tensor(arrays["u"])[:, 0, 0], data["in/dirs"].shape[0]
+    shared = len(colors) < num_images
+    # Where one color is shared the others that were drawn must not show.
+    drawn = torch.cat([colors, (1 - colors[:1]).expand(num_images - len(colors), 3)])
+    chosen = choose_background(settings(np.ones(3), np.zeros(3), random_shared=shared), 0.0, drawn)
     assert chosen is not None
     image = chosen[:, None, None, :].expand(data["in/dirs"].shape)
     assert_absolute(image, arrays["out"], TOLERANCE, name)
 
 
 def loss_cases(data: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], None]]]:
-    yield "losses", partial(compare_losses, data)
-    yield "losses-system", partial(compare_system, data)
+    yield "terms", partial(compare_losses, data)
+    yield "system", partial(compare_system, data)
 
 
 def render_of(inputs: Mapping[str, np.ndarray]) -> RenderOutput:
@@ -194,21 +201,23 @@ def compare_losses(data: Mapping[str, np.ndarray]) -> None:
 
 def annealed(weight: np.ndarray, step: int) -> float:
     """A constant, or [start, first, last, end] in optimizer steps."""
-    if weight.ndim == 0:
-        return float(weight)
-    start, first, last, end = weight.tolist()
-    return first + (last - first) * min(max((step - start) / (end - start), 0.0), 1.0)
+    spec = weight.tolist() if weight.ndim == 0 else [*weight.tolist()[:-1], int(weight[-1])]
+    return annealed_value(spec, global_step=step, epoch=0)
 
 
 def compare_system(data: Mapping[str, np.ndarray]) -> None:
     system = group(data, "system")
     step = int(system["global_step"])
     losses = losses_of(render_of(group(data, "in"))) | {"sds": torch.tensor(float(data["in/loss_sds"]))}
-    total = {
-        name: annealed(weight, step) * losses[name.removeprefix("lambda_")].item()
+    weights = {
+        name.removeprefix("lambda_"): annealed(weight, step)
         for name, weight in system.items()
         if name.startswith("lambda_")
     }
-    plain, correspondence = sum(total.values()), total["lambda_sds"] + total["lambda_orient"]
-    for actual, name in ((plain, "loss_plain_system"), (correspondence, "loss_correspondence_system")):
-        assert abs(actual - float(system[name])) <= SYSTEM_TOLERANCE * abs(float(system[name])), name
+    # The correspondence system never reads the weights of the other terms.
+    for terms, name in (
+        (weights.keys(), "loss_plain_system"),
+        (("sds", "orient"), "loss_correspondence_system"),
+    ):
+        total = weighted_sum({term: losses[term] for term in terms}, weights)
+        assert_relative(total, system[name], SYSTEM_TOLERANCE, name)
