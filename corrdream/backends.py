@@ -9,6 +9,7 @@ EXTRA = {
     "xformers": "cuda",
     "mvdream": "mvdream",
 }
+BROKEN = (ImportError, OSError, RuntimeError, AttributeError)  # what a package built for something else raises
 
 
 class MissingBackendError(ImportError):
@@ -19,8 +20,15 @@ def require(package: str, key: str) -> ModuleType:
     """The imported package; MissingBackendError names the configuration key that needs it, the cause and the cure."""
     try:
         return import_module(package)
-    except ImportError as error:
-        distribution = package.partition(".")[0]
-        extra = EXTRA.get(distribution)
-        install = f"pip install 'corrdream[{extra}]'" if extra else f"pip install {distribution}"
-        raise MissingBackendError(f"{key} needs the package {package} ({install}); import failed: {error}") from error
+    except BROKEN as error:
+        cause = " ".join(str(error).split())
+        raise MissingBackendError(
+            f"{key} needs the package {package} ({install(package)}); import failed: {cause}"
+        ) from error
+
+
+def install(package: str) -> str:
+    """The line that installs a package, or the one that a module is part of."""
+    distribution = package.partition(".")[0]
+    extra = EXTRA.get(distribution)
+    return f"pip install 'corrdream[{extra}]'" if extra else f"pip install {distribution}"

@@ -32,7 +32,7 @@ class PriorConfig:
     checkpoint: str = ""  # weights file; empty takes the built-in prior's, or MVDream's from the Hugging Face cache
     # auto: float16 for MVDream on a GPU, else float32
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    attention: Literal["sdpa", "xformers"] = "sdpa"  # of kind mvdream
+    attention: Literal["auto", "sdpa", "xformers"] = "auto"  # of kind mvdream; auto: sdpa, torch's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +109,8 @@ class FieldConfig:
 
     radius: float = 1.0
     encoding: Literal["hash_grid", "dense_grid"] = "dense_grid"
+    # what computes a hash grid, and spherical harmonics behind it; auto: the fastest that this machine has
+    backend: Literal["auto", "torch", "tinycudann"] = "auto"
     hash_grid: HashGridConfig = dataclasses.field(default_factory=HashGridConfig)
     dense_grid: DenseGridConfig = dataclasses.field(default_factory=DenseGridConfig)
     hidden_width: int = 64  # of the density and albedo networks behind a hash grid
@@ -148,6 +150,7 @@ class BackgroundConfig:
 class RenderingConfig:
     """Where rays are sampled."""
 
+    backend: Literal["auto", "torch", "nerfacc"] = "auto"  # auto: the fastest that this machine has
     num_samples_per_ray: int = 64  # across the diagonal of the box
     stratified: bool = True
     occupancy_resolution: int = 32
@@ -367,10 +370,14 @@ def check_config(config: Config) -> None:
     _at_least("seed", config.seed, 0)
     if not config.prompt.strip():
         raise ConfigError("prompt must not be empty; give it as prompt='a red cone on a blue cube'.")
-    if config.prior.attention != "sdpa" and config.prior.kind != "mvdream":
+    if config.prior.attention == "xformers" and config.prior.kind != "mvdream":
         raise ConfigError(
             f"prior.attention={config.prior.attention} needs prior.kind=mvdream, got {config.prior.kind}, "
             "which chooses for itself."
+        )
+    if config.field.backend == "tinycudann" and config.field.encoding != "hash_grid":
+        raise ConfigError(
+            f"field.backend={config.field.backend} needs field.encoding=hash_grid, got {config.field.encoding}."
         )
     _check_schedules(config)
     _check_timesteps(config)

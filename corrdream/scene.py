@@ -10,7 +10,7 @@ from corrdream.checkpoint import Checkpoint, CheckpointError
 from corrdream.config import Config
 from corrdream.field import RadianceField
 from corrdream.interfaces import Marching
-from corrdream.rendering import OccupancyGrid, render
+from corrdream.rendering import OccupancyGrid, render_image
 from corrdream.structures import Appearance, CameraBatch, RenderOutput
 
 
@@ -57,22 +57,20 @@ class SceneView:
             device=self.device,
         )
 
-    @torch.no_grad()
     def render(self, cameras: CameraBatch) -> RenderOutput:
-        """The scene unshaded on the evaluation background, with normals, ray by ray without jitter."""
+        """The scene unshaded on the evaluation background, with normals, without jitter."""
         count = len(cameras.c2w)
         background = torch.tensor(self.config.background.color, device=self.device).expand(count, 3)
         shading = self.config.shading
         appearance = Appearance(
             mode="albedo", ambient=shading.ambient_color, diffuse=shading.diffuse_color, background=background
         )
-        return render(
+        return render_image(
             cameras,
             lights_at_cameras(cameras),
             appearance,
             field=self.scene.field,
             background=self.scene.background,
             marching=self.marching,
-            jitter=None,
             with_normals=True,
         )

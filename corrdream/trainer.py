@@ -34,6 +34,8 @@ from corrdream.scene import Scene, SceneView, load_scene
 from corrdream.settings import StepSettings, correspondence_settings, settings_at
 from corrdream.structures import Appearance, CameraBatch, LightBatch, Matches, RenderOutput
 
+MIN_LOSS_SCALE = 2.0**-14  # of float16 training; it starts at 2^16
+
 
 class TrainingDivergedError(RuntimeError):
     """The loss or its gradient is not finite; the last checkpoint is still good."""
@@ -286,7 +288,9 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.scene.parameters() if parameter.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(gradients)
-        if not self.scaler.is_enabled() and not bool(torch.isfinite(grad_norm)):  # sync
+        # The scaler leaves out such a step and halves its scale: in 16 bits one is no accident, thirty in a row are.
+        hopeless = not self.scaler.is_enabled() or self.scaler.get_scale() < MIN_LOSS_SCALE  # sync
+        if hopeless and not bool(torch.isfinite(grad_norm)):  # sync
             raise TrainingDivergedError(
                 f"step {self.step}: the gradient is not finite (loss {loss.item():.4g}); lower "
                 "guidance.guidance_rescale or guidance.guidance_scale. The last checkpoint is still good."
@@ -349,7 +353,8 @@ class Trainer:
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit this configuration: {error}") from error
         self.generator.set_state(checkpoint.tensors["generator"])
-        self.scaler.load_state_dict(checkpoint.info["scaler"])
+        if checkpoint.info["scaler"]:  # none where the checkpoint was written in another precision
+            self.scaler.load_state_dict(checkpoint.info["scaler"])
         self.step = checkpoint.step
 
 

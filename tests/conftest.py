@@ -34,3 +34,22 @@ def tiny_prior_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("prior") / "tiny.safetensors"
     save_blocks_weights(path, networks, networks.state_dict())
     return path
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`gpu` skips a test where there is no CUDA device; `gpu("nerfacc")` also where that package does not work."""
+    marker = item.get_closest_marker("gpu")
+    if marker is None:
+        return
+    import torch
+
+    from corrdream.acceleration import ENCODING, MARCHING
+    from corrdream.backends import MissingBackendError
+
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    for package in marker.args:
+        try:
+            (ENCODING | MARCHING)[package]("this test")
+        except MissingBackendError as error:
+            pytest.skip(str(error))

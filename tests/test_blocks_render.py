@@ -170,7 +170,6 @@ def assert_same(expected: GeometryBuffer, actual: GeometryBuffer) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_kernel_equals_the_reference_on_the_gpu() -> None:
     captions = [f"a {noun}" for noun in ("snowman", "chair", "mug", "umbrella", "house", "duck", "car")]
     packed = pack_shapes([build_shape(caption) for caption in [*captions, *CAPTIONS]])

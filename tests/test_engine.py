@@ -26,6 +26,7 @@ SMALL_HASH_GRID = {
 COMPANIONS = {  # what a choice needs beside it
     ("field.encoding", "hash_grid"): SMALL_HASH_GRID,
     ("field.normal", "predicted"): SMALL_HASH_GRID,
+    ("field.backend", "tinycudann"): SMALL_HASH_GRID | {"background.kind": "network"},
     ("background.direction_encoding", "frequency"): {"background.kind": "network"},
     ("background.direction_encoding", "spherical_harmonics"): {"background.kind": "network"},
 }
@@ -43,10 +44,15 @@ def choices(kind: type = Config, prefix: str = "") -> list[tuple[str, str]]:
     return found
 
 
+NEEDS = {  # a CUDA device, and the package
+    ("device", "cuda"): (),
+    ("field.backend", "tinycudann"): ("tinycudann",),
+    ("rendering.backend", "nerfacc"): ("nerfacc",),
+}
 BUILT_HERE = [
-    (key, choice)
-    for key, choice in choices()
-    if not key.startswith(TESTED_ELSEWHERE) and (key, choice) != ("device", "cuda")
+    pytest.param(*choice, marks=pytest.mark.gpu(*NEEDS[choice]) if choice in NEEDS else ())
+    for choice in choices()
+    if not choice[0].startswith(TESTED_ELSEWHERE)
 ]
 
 
@@ -64,30 +70,15 @@ def configure(tiny_prior_file: Path):
 
 
 @pytest.mark.parametrize(("key", "choice"), BUILT_HERE)
-def test_every_choice_builds_and_takes_a_step(configure, prior: BlocksPrior, key: str, choice: str) -> None:
+def test_every_choice_builds_and_takes_a_step(configure, tiny_prior_file: Path, key: str, choice: str) -> None:
     shaded = {"shading.ambient_only": {"steps": [0, 0]}, "loss_weights.orientation": 0.1 if choice != "none" else 0.0}
-    changes = {"device": "cpu"} | shaded | COMPANIONS.get((key, choice), {}) | {key: choice}
+    device = "cuda" if (key, choice) in NEEDS else "cpu"
+    changes = {"device": device} | shaded | COMPANIONS.get((key, choice), {}) | {key: choice}
     if (key, choice) == ("field.normal", "none"):
         changes["shading.ambient_only"] = {"steps": [0, 4]}
-    missing = _missing_package(choice)
-    if missing:
-        with pytest.raises(ImportError, match=missing):
-            build(configure(**changes), prior=prior)
-        return
+    prior = BlocksPrior.load(torch.device(device), path=tiny_prior_file)
     metrics = build(configure(**changes), prior=prior).train_step()
     assert metrics["samples"] > 0
-
-
-def _missing_package(choice: str) -> str | None:
-    """The optional package that a choice stands for, where it is not installed."""
-    package = {"tcnn": "tinycudann", "nerfacc": "nerfacc"}.get(choice)
-    if package is None:
-        return None
-    try:
-        __import__(package)
-    except ImportError:
-        return package
-    return None
 
 
 def test_a_batch_that_is_no_multiple_of_the_views_is_refused(configure, prior: BlocksPrior) -> None:

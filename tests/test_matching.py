@@ -151,7 +151,6 @@ def test_streamed_never_holds_more_than_a_tile(size: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("tile_bytes", [None, SMALLEST_TILES])
 def test_streamed_on_the_gpu_equals_the_reference_on_the_cpu(tile_bytes: int | None) -> None:
     shapes = [(16, 32, 32), (24, 16, 16)]

@@ -1,6 +1,7 @@
 """The step and the loop: what they change, what they leave alone, and how they fail."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from corrdream.artifacts import RunFolder
+from corrdream.checkpoint import load_checkpoint, valid_checkpoints
 from corrdream.config import CorrespondenceConfig, load_config
 from corrdream.engine import build
 from corrdream.prior.blocks import BlocksPrior
@@ -20,6 +22,14 @@ MATCH_ALL = {  # a random prior and a blob: only without filters is there a matc
     "correspondence.every": 1,
     "correspondence.opacity_threshold": -1.0,
     "correspondence.epipolar_threshold": 1e6,
+}
+HASH_GRID = {
+    "field.encoding": "hash_grid",
+    "field.normal": "analytic",
+    "field.hash_grid.num_levels": 4,
+    "field.hash_grid.log2_table_size": 12,
+    "background.kind": "network",
+    "background.random_prob": 0.5,
 }
 
 
@@ -114,6 +124,85 @@ def test_a_gradient_that_is_not_finite_stops_the_run_with_step_and_cure(make) ->
     with pytest.raises(TrainingDivergedError, match=r"step 1: the gradient is not finite.*guidance\.guidance_rescale"):
         trainer.train_step()
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.scene.parameters(), strict=True))
+
+
+def test_half_precision_leaves_out_a_step_but_not_every_step(make) -> None:
+    diverging = {"guidance.guidance_scale": {"steps": [0, 1], "values": [7.5, 3e38], "interpolate": "hold"}}
+    trainer = make(precision="float16", max_steps=50, **diverging, **{"correspondence.enabled": False})
+    trainer.train_step()
+    before = [parameter.clone() for parameter in trainer.scene.parameters()]
+    trainer.train_step()
+    assert trainer.scaler.get_scale() == 2.0**15
+    with pytest.raises(TrainingDivergedError, match=r"step 3\d: the gradient is not finite"):
+        [trainer.train_step() for _ in range(40)]
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.scene.parameters(), strict=True))
+
+
+def test_a_checkpoint_fits_another_precision(make, tmp_path: Path) -> None:
+    trainer = make()
+    trainer.train_step()
+    trainer.save(tmp_path / "step-000001.safetensors")
+    half = make(precision="float16")
+    half.load(load_checkpoint(tmp_path / "step-000001.safetensors"))
+    assert half.step == 1
+    assert half.scaler.get_scale() == 2.0**16
+    half.train_step()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("changes", [{}, HASH_GRID], ids=["dense grid", "hash grid"])
+def test_the_first_steps_on_a_gpu_are_those_on_a_cpu(make, tiny_prior_file: Path, changes: dict[str, Any]) -> None:
+    gpu = torch.device("cuda")
+    changes = MATCH_ALL | {"correspondence.every": 2, "loss_weights.orientation": 0.1} | changes
+    on_gpu = load_config((), tiny_overrides(tiny_prior_file, **{"max_steps": 8, "device": "cuda"} | changes))
+    trainers = make(**changes), build(on_gpu, prior=BlocksPrior.load(gpu, path=tiny_prior_file))
+    for step in range(4):
+        cpu, cuda = (trainer.train_step() for trainer in trainers)
+        assert cpu["guidance/scale"] == cuda["guidance/scale"]
+        assert cpu.keys() == cuda.keys()
+        assert cuda["samples"] == pytest.approx(cpu["samples"], rel=1e-2)
+        # The same cameras, lights and noise; then AdamW turns rounding into signs where a gradient is almost zero.
+        assert cuda["loss/total"] == pytest.approx(cpu["loss/total"], rel=1e-3 if step == 0 else 3e-2), step
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_lower_precision_trains_on_a_gpu(tiny_prior_file: Path, tmp_path: Path, precision: str) -> None:
+    overrides = {"device": "cuda", "precision": precision, "max_steps": 6, "output.preview_every": 3}
+    config = load_config((), tiny_overrides(tiny_prior_file, **MATCH_ALL | {"correspondence.every": 2} | overrides))
+    run = RunFolder(tmp_path)
+    trainer = build(config, prior=BlocksPrior.load(torch.device("cuda"), path=tiny_prior_file))
+    trainer.fit(run)
+    assert all(math.isfinite(row["loss/total"]) for row in run.read_metrics())
+    assert run.preview(6).is_file()
+    resumed = build(config, prior=trainer.prior)
+    resumed.load(next(valid_checkpoints(run.checkpoints)))
+    assert resumed.step == 6
+    assert resumed.scaler.state_dict() == trainer.scaler.state_dict()
+    state = trainer.scene.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in resumed.scene.state_dict().items())
+
+
+@pytest.mark.gpu("tinycudann", "nerfacc")
+def test_a_checkpoint_of_one_backend_continues_on_the_other(tiny_prior_file: Path, tmp_path: Path) -> None:
+    prior = BlocksPrior.load(torch.device("cuda"), path=tiny_prior_file)
+    fast = {"field.backend": "tinycudann", "rendering.backend": "nerfacc"}
+    slow = {"field.backend": "torch", "rendering.backend": "torch"}
+
+    def trainer(backends: dict[str, str]) -> Trainer:
+        changes = {"device": "cuda", "max_steps": 8} | HASH_GRID | backends
+        return build(load_config((), tiny_overrides(tiny_prior_file, **changes)), prior=prior)
+
+    first = trainer(fast)
+    for _ in range(3):
+        first.train_step()
+    first.save(tmp_path / "step-000003.safetensors")
+    losses = []
+    for backends in (fast, slow):
+        continued = trainer(backends)
+        continued.load(load_checkpoint(tmp_path / "step-000003.safetensors"))
+        losses.append(continued.train_step()["loss/total"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
 def test_matches_are_drawn_with_the_preview_that_follows_them(make, tmp_path: Path) -> None:

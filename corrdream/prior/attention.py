@@ -9,14 +9,17 @@ from torch.nn import functional as F
 from corrdream.backends import MissingBackendError, require
 from corrdream.prior.network import Attend
 
-AttentionKind = Literal["sdpa", "xformers"]
+AttentionKind = Literal["auto", "sdpa", "xformers"]
 KEY = "prior.attention=xformers"
 
 
 def build_attention(kind: AttentionKind, device: torch.device, dtype: torch.dtype) -> Attend:
-    """The attention function; MissingBackendError if xformers is missing or has no operator for this device."""
+    """The attention function; MissingBackendError if xformers is missing or has no operator for this device.
+
+    auto is torch's own, which picks a fused kernel itself and depends on no other package's build.
+    """
     match kind:
-        case "sdpa":
+        case "auto" | "sdpa":
             return F.scaled_dot_product_attention
         case "xformers":
             return _xformers(device, dtype)

@@ -53,7 +53,7 @@ class TorchMarching:
         count = ((leave - near) / step - 0.5).ceil() - first
         hit = (count > 0).nonzero().squeeze(1)  # sync
         if len(hit) == 0:
-            return _no_samples(rays)
+            return no_samples(rays)
         start, first, count = near[hit, None], first[hit, None], count[hit, None]
         index = first + torch.arange(int(count.max()), device=hit.device)  # sync
         middle = start + (index + 0.5) * step
@@ -95,6 +95,7 @@ def intersect_box(rays: RayBundle, bounds: Float[Tensor, "2 3"]) -> tuple[Float[
     return enter, torch.where(empty, enter, leave)
 
 
-def _no_samples(rays: RayBundle) -> RaySamples:
+def no_samples(rays: RayBundle) -> RaySamples:
+    """What rays that meet nothing have."""
     empty = rays.origins.new_empty(0)
     return RaySamples(ray_indices=empty.long(), t_starts=empty, t_ends=empty)

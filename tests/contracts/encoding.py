@@ -10,6 +10,7 @@ from corrdream.interfaces import Encoding
 class EncodingContract:
     device = "cpu"
     dtype = torch.float32
+    is_twice_differentiable = True  # in the points
 
     def make(self) -> Encoding:
         """The encoding at random parameters."""
@@ -73,6 +74,10 @@ class EncodingContract:
             return (gradient * direction).sum()
 
         variables = [points, *parameters]
+        if not self.is_twice_differentiable:
+            with pytest.raises(RuntimeError):
+                torch.autograd.grad(slope(True), variables, allow_unused=True)
+            return
         second = torch.autograd.grad(slope(True), variables, allow_unused=True)
         if not parameters:
             assert second[0] is not None

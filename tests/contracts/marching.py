@@ -61,8 +61,8 @@ class MarchingContract:
 
     def test_ray_through_a_full_box_is_covered_without_gaps(self) -> None:
         samples = self.sample(self.occupancy(), self.rays([[4.0, 0.1, 0.2]], [[-1.0, 0.0, 0.0]]))
-        assert samples.t_starts[0] == pytest.approx(4 - RADIUS, abs=STEP)
-        assert samples.t_ends[-1] == pytest.approx(4 + RADIUS, abs=STEP)
+        assert samples.t_starts[0].item() == pytest.approx(4 - RADIUS, abs=STEP)
+        assert samples.t_ends[-1].item() == pytest.approx(4 + RADIUS, abs=STEP)
         torch.testing.assert_close(samples.t_ends[:-1], samples.t_starts[1:], atol=1e-5, rtol=0)
         assert len(samples.t_starts) == pytest.approx(2 * RADIUS / STEP, abs=1)
 
@@ -81,8 +81,8 @@ class MarchingContract:
 
     def test_ray_from_inside_begins_at_its_origin(self) -> None:
         samples = self.sample(self.occupancy(), self.rays([[0.0, 0.3, 0.1]], [[0.0, 1.0, 0.0]]))
-        assert samples.t_starts[0] == pytest.approx(0.0, abs=1e-6)
-        assert samples.t_ends[-1] == pytest.approx(RADIUS - 0.3, abs=STEP)
+        assert samples.t_starts[0].item() == pytest.approx(0.0, abs=1e-6)
+        assert samples.t_ends[-1].item() == pytest.approx(RADIUS - 0.3, abs=STEP)
 
     def test_samples_are_sorted_by_ray_and_distance(self) -> None:
         samples = self.sample(self.occupancy(), self.random_rays(50))
@@ -129,6 +129,20 @@ class MarchingContract:
         rays = self.rays([[4.0, 0.0, 0.0]], [[-1.0, 0.0, 0.0]])
         samples = marching.sample(rays, density=wall, jitter=None)  # alpha is 0.025 in front of the wall
         assert len(samples.t_starts) == 1
+
+    def test_rays_that_miss_what_is_occupied_are_pruned_to_nothing(self) -> None:
+        binary = torch.zeros(8, 8, 8, dtype=torch.bool)
+        binary[0, 0, 0] = True
+        marching = self.make(self.occupancy(binary), prune=True, alpha_threshold=0.01, early_stop_transmittance=1e-4)
+        rays = self.rays([[4.0, 1.0, 1.0]], [[-1.0, 0.0, 0.0]])
+        assert len(marching.sample(rays, density=wall, jitter=None).t_starts) == 0
+
+    def test_occupancy_is_read_anew_for_every_sampling(self) -> None:
+        occupancy, rays = self.occupancy(), self.random_rays(20)
+        marching = self.make(occupancy, prune=False, alpha_threshold=0.0, early_stop_transmittance=0.0)
+        assert len(marching.sample(rays, density=transparent, jitter=None).t_starts)
+        occupancy.binary.zero_()
+        assert len(marching.sample(rays, density=transparent, jitter=None).t_starts) == 0
 
     def test_alpha_threshold_never_exceeds_the_mean_occupancy(self) -> None:
         occupancy = self.occupancy()

@@ -28,7 +28,7 @@ def assert_absolute(actual: Tensor, expected: np.ndarray, tolerance: float, name
     """Largest difference at most `tolerance`."""
     reference = tensor(expected)
     assert actual.shape == reference.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(reference.shape)}"
-    worst = (actual.detach().double() - reference.double()).abs().max().item() if reference.numel() else 0.0
+    worst = (actual.detach().cpu().double() - reference.double()).abs().max().item() if reference.numel() else 0.0
     assert worst <= tolerance, f"{name}: off by {worst:.3g}, tolerance {tolerance:.3g}"
 
 
@@ -42,7 +42,7 @@ def assert_norm(actual: Tensor, expected: np.ndarray, tolerance: float, name: st
     """Norm of the difference at most `tolerance` times the norm of the reference."""
     reference = tensor(expected).double()
     assert actual.shape == reference.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(reference.shape)}"
-    off = ((actual.detach().double() - reference).norm() / reference.norm()).item()
+    off = ((actual.detach().cpu().double() - reference).norm() / reference.norm()).item()
     assert off <= tolerance, f"{name}: off by {off:.3g} of its norm, tolerance {tolerance:.3g}"
 
 

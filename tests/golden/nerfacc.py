@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corrdream.interfaces import Marching
 from corrdream.rendering.marching import TorchMarching
 from corrdream.rendering.occupancy import OccupancyGrid
 from corrdream.rendering.volume import accumulate, render_weights
@@ -26,7 +27,7 @@ def cases(data: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], No
     yield "pruning", lambda: compare_pruning(data)
 
 
-def occupancy_of(data: Mapping[str, np.ndarray]) -> OccupancyGrid:
+def occupancy_of(data: Mapping[str, np.ndarray], device: str = "cpu") -> OccupancyGrid:
     occupancy = OccupancyGrid(
         radius=float(data["aabb"][3]),
         resolution=data["binaries"].shape[1],
@@ -34,11 +35,11 @@ def occupancy_of(data: Mapping[str, np.ndarray]) -> OccupancyGrid:
     )
     occupancy.binary.copy_(tensor(data["binaries"][0]))
     occupancy.occs.copy_(tensor(data["occs"]))
-    return occupancy
+    return occupancy.to(device)
 
 
-def rays_of(data: Mapping[str, np.ndarray]) -> RayBundle:
-    return RayBundle(origins=tensor(data["rays_o"]), directions=tensor(data["rays_d"]))
+def rays_of(data: Mapping[str, np.ndarray], device: str = "cpu") -> RayBundle:
+    return RayBundle(origins=tensor(data["rays_o"]).to(device), directions=tensor(data["rays_d"]).to(device))
 
 
 def samples_of(data: Mapping[str, np.ndarray]) -> RaySamples:
@@ -47,10 +48,12 @@ def samples_of(data: Mapping[str, np.ndarray]) -> RaySamples:
     )
 
 
-def compare_sampling(data: Mapping[str, np.ndarray]) -> None:
-    occupancy = occupancy_of(data)
-    marching = TorchMarching(occupancy=occupancy, prune=False)
-    samples = marching.sample(rays_of(data), density=constant, jitter=None)
+def compare_sampling(
+    data: Mapping[str, np.ndarray], marching_kind: Callable[..., Marching] = TorchMarching, device: str = "cpu"
+) -> None:
+    occupancy = occupancy_of(data, device)
+    marching = marching_kind(occupancy=occupancy, prune=False)
+    samples = marching.sample(rays_of(data, device), density=constant, jitter=None)
     expected = {name: data[name] for name in ("ray_indices", "t_starts", "t_ends")}
     differing = match_samples(samples, expected, STEP_TOLERANCE * occupancy.step_size)
     assert differing <= SHARE_OF_SAMPLES * len(expected["t_starts"]), f"{differing} samples differ"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ def cases(data: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], No
     yield "harmonics", lambda: compare(data)
 
 
-def compare(data: Mapping[str, np.ndarray]) -> None:
-    encoding = SphericalHarmonics(degree=json.loads(str(data["config"]))["degree"])
-    inputs = tensor(data["inputs"]).requires_grad_()
+def compare(
+    data: Mapping[str, np.ndarray], harmonics: Callable[..., Any] = SphericalHarmonics, device: str = "cpu"
+) -> None:
+    encoding = harmonics(degree=json.loads(str(data["config"]))["degree"])
+    inputs = tensor(data["inputs"]).to(device).requires_grad_()
     outputs = encoding(inputs)
     assert_norm(outputs, data["outputs"], TOLERANCE, "outputs")
-    (gradient,) = torch.autograd.grad((outputs * tensor(data["w"])).sum(), inputs)
+    (gradient,) = torch.autograd.grad((outputs * tensor(data["w"]).to(device)).sum(), inputs)
     assert_norm(gradient, data["grad_inputs"], TOLERANCE, "grad_inputs")

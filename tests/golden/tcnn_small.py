@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,19 +18,19 @@ def cases(data: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], No
     yield "grid", lambda: compare(data)
 
 
-def compare(data: Mapping[str, np.ndarray]) -> None:
+def compare(data: Mapping[str, np.ndarray], hash_grid: Callable[..., Any] = HashGrid, device: str = "cpu") -> None:
     config = json.loads(str(data["config"]))
-    grid = HashGrid(
+    grid = hash_grid(
         num_levels=config["n_levels"],
         features_per_level=config["n_features_per_level"],
         log2_table_size=config["log2_hashmap_size"],
         base_resolution=config["base_resolution"],
         growth=config["per_level_scale"],
-    )
+    ).to(device)
     assert grid.output_dim == int(data["n_output_dims"])
     grid.table.data.copy_(tensor(data["params"]).view_as(grid.table))
-    points = tensor(data["inputs"]).requires_grad_()
-    w, v = tensor(data["w"]).requires_grad_(), tensor(data["v"])
+    points = tensor(data["inputs"]).to(device).requires_grad_()
+    w, v = tensor(data["w"]).to(device).requires_grad_(), tensor(data["v"]).to(device)
     outputs = grid(points)
     assert_norm(outputs, data["outputs"], TOLERANCE, "outputs")
     to_table, to_points = torch.autograd.grad((outputs * w).sum(), (grid.table, points), create_graph=True)
