@@ -74,6 +74,7 @@ class Sweep:
     trials: tuple[PlannedTrial, ...]
     base: dict[str, Any]  # the base configuration, against which the report shows differences
     versions: dict[str, str]
+    search: dict[str, Any] = dataclasses.field(default_factory=dict)  # `Grid.search_to_plain`
     measured: dict[str, float] | None = None  # `plan.Measurement` of a trial, so that it is taken once
 
 

@@ -12,8 +12,9 @@ from importlib.metadata import version
 import corrdream
 from sweeps import plan
 from sweeps.folders import PlannedTrial, Sweep, SweepError, SweepFolder, load_sweep, read_status
-from sweeps.grids import Grid, base_config, default_labels, expand, find_config, load_grid, parse_prompts, parse_seeds
+from sweeps.grids import Grid, find_config, load_grid, parse_prompts, parse_seeds
 from sweeps.tracking import wandb_mode
+from sweeps.trials import base_config, default_labels, expand
 
 CONNECT_SECONDS = 10.0
 
@@ -54,8 +55,19 @@ class Placement:
 
 def new_job(arguments: argparse.Namespace) -> Job:
     """A sweep that does not exist yet, every trial checked; writes nothing."""
-    grid = _narrowed(load_grid(arguments.grid or "rescale"), arguments)
-    overrides = [*arguments.overrides, *([f"max_steps={arguments.max_steps}"] if arguments.max_steps else [])]
+    grid = _narrowed(
+        load_grid(
+            arguments.grid or "rescale",
+            search=arguments.search,
+            num_samples=arguments.num_samples,
+            scheduler=arguments.scheduler,
+            budget=arguments.max_steps,
+        ),
+        arguments,
+    )
+    overrides = [*arguments.overrides]
+    if arguments.max_steps and grid.scheduler.budget is None:
+        overrides.append(f"max_steps={arguments.max_steps}")
     folder = _new_folder(arguments, grid.name)
     trials = tuple(
         PlannedTrial(**{**vars(trial), "labels": dict(trial.labels), "config": corrdream.config_to_dict(trial.config)})
@@ -72,6 +84,7 @@ def new_job(arguments: argparse.Namespace) -> Job:
         trials=trials,
         base=corrdream.config_to_dict(base_config(grid, overrides)),
         versions={package: version(package) for package in ("corrdream", "ray", "torch", "numpy")},
+        search=grid.search_to_plain(),
     )
     steps = {trial.name: int(trial.config["max_steps"]) for trial in trials}
     return Job(sweep=sweep, folder=folder, unfinished=trials, steps_left=steps, is_new=True)
@@ -109,6 +122,11 @@ def resumed_job(arguments: argparse.Namespace) -> Job:
     """What an interrupted sweep has left to do; SweepError if its trials would not be the same any more."""
     decided = {"--grid": arguments.grid, "--config": arguments.config, "--prompts": arguments.prompts}
     decided |= {"--seeds": arguments.seeds, "--max-steps": arguments.max_steps, "--name": arguments.name}
+    decided |= {
+        "--search": arguments.search,
+        "--scheduler": arguments.scheduler,
+        "--num-samples": arguments.num_samples,
+    }
     given = [option for option, value in decided.items() if value] + arguments.overrides
     if given:
         raise SweepError(f"--resume takes the trials from the sweep; leave out {given[0]}, or start a new sweep.")

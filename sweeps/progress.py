@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sweeps.folders import Sweep, SweepFolder, read_status
-from sweeps.grids import describe
+from sweeps.parameters import describe
 from sweeps.results import read_result, sort_key
 
 SHOW_EVERY_SECONDS = 10.0

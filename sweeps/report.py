@@ -10,8 +10,8 @@ from typing import Any
 
 from sweeps.charts import Curve, color_of, curve_chart, interval_chart
 from sweeps.folders import Sweep, write_text
-from sweeps.grids import describe
 from sweeps.page import STYLE, picture
+from sweeps.parameters import describe
 from sweeps.results import METRICS, Metric, Result, SettingRow, compare_settings, format_estimate, read_rows, sort_key
 from sweeps.statistics import MIN_PAIRS, Estimate, best_setting
 

@@ -101,6 +101,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", metavar="N", help="instead of the grid's")
     parser.add_argument("--max-steps", type=_positive, metavar="N", help="optimizer steps of each trial")
     parser.add_argument(
+        "--search", choices=["grid", "random", "optuna"], help="where settings come from (default: as the grid says)"
+    )
+    parser.add_argument("--num-samples", type=_positive, metavar="N", help="settings that a search draws")
+    parser.add_argument(
+        "--scheduler", choices=["fifo", "asha", "pbt"], help="how steps are spent (default: as the grid says)"
+    )
+    parser.add_argument(
         "--max-concurrent", type=_positive, metavar="N", help="trials at once (default: as many as fit)"
     )
     parser.add_argument(
