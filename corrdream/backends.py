@@ -8,6 +8,7 @@ EXTRA = {
     "nerfacc": "cuda",
     "xformers": "cuda",
     "mvdream": "mvdream",
+    "optuna": "search",
 }
 
 

@@ -29,6 +29,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from sweeps.folders import Sweep
 from sweeps.parameters import (
     GridError,
     Parameter,
@@ -170,6 +171,25 @@ def _check_budget(grid: Grid, scheduler: Scheduler) -> None:
     for key in ("max_steps", "schedule_steps"):
         if key in keys or key in grid.overrides:
             raise GridError(f"grid {grid.name} sets {key}, which scheduler.budget decides; remove it.")
+
+
+def search_of(sweep: Sweep) -> Grid:
+    """The grid of a sweep as sweep.json keeps it; its base configuration is `sweep.base`."""
+    plain, where = sweep.search, f"sweep {sweep.name}"
+    return Grid(
+        name=sweep.grid,
+        config=Path(),
+        parameters=parse_parameters(plain["parameters"], f"{where}: parameters"),
+        prompts=tuple(dict.fromkeys(trial.prompt for trial in sweep.trials)),
+        seeds=tuple(dict.fromkeys(trial.seed for trial in sweep.trials)),
+        metric=sweep.metric,
+        mode=sweep.mode,
+        search=plain["search"],
+        num_samples=plain["num_samples"],
+        search_seed=plain["search_seed"],
+        scheduler=parse_scheduler(plain["scheduler"], f"{where}: scheduler"),
+        plain=plain,
+    )
 
 
 def find_config(name_or_path: str, beside: Path | None = None) -> Path:

@@ -261,6 +261,14 @@ def describe(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{leaf(key)}={label}" for key, label in labels.items()) or "the base"
 
 
+def value_of(plain: Mapping[str, Any], key: str) -> Any:
+    """What a plain configuration has at a dotted key; None if nothing."""
+    value: Any = plain
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 def leaf(key: str) -> str:
     """The last part of a dotted key."""
     return key.rpartition(".")[2]

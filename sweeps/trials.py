@@ -9,8 +9,9 @@ from itertools import product
 from typing import Any
 
 import corrdream
+from sweeps.folders import PlannedTrial
 from sweeps.grids import Grid
-from sweeps.parameters import Choice, GridError, Parameter, Setting, all_settings, describe, leaf
+from sweeps.parameters import Choice, GridError, Parameter, Setting, all_settings, describe, leaf, value_of
 from sweeps.schedulers import Pbt
 
 CHOSEN_BY_OPTION = {"prompt": "--prompts", "seed": "--seeds"}
@@ -41,6 +42,13 @@ def expand(grid: Grid, overrides: Sequence[str] = ()) -> list[Trial]:
         for setting in all_settings(grid.parameters):
             resolve(base, setting, grid.name)
     return trials_of(grid.settings(), base, grid)
+
+
+def planned(trial: Trial) -> PlannedTrial:
+    """The trial as sweep.json keeps it."""
+    return PlannedTrial(
+        **{**vars(trial), "labels": dict(trial.labels), "config": corrdream.config_to_dict(trial.config)}
+    )
 
 
 def trials_of(settings: Sequence[Setting], base: Mapping[str, Any], grid: Grid) -> list[Trial]:
@@ -119,14 +127,6 @@ def resolve(base: Mapping[str, Any], setting: Mapping[str, Choice], name: str) -
     except ValueError as error:
         labels = describe({key: choice.label for key, choice in setting.items()})
         raise GridError(f"grid {name}: {labels}: {error}") from error
-
-
-def value_of(plain: Mapping[str, Any], key: str) -> Any:
-    """What a plain configuration has at a dotted key; None if nothing."""
-    value: Any = plain
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def _refuse_override_of_parameter(grid: Grid, overrides: Sequence[str]) -> None:
