@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from corrdream.backends import require as require
     from corrdream.checkpoint import CheckpointError as CheckpointError
     from corrdream.config import Config as Config
     from corrdream.config import ConfigError as ConfigError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from corrdream.engine import identity as identity
     from corrdream.outputs import finish_run as finish_run
     from corrdream.outputs import grade as grade
+    from corrdream.outputs import measure as measure
     from corrdream.runs import RunError as RunError
     from corrdream.runs import check_folder as check_folder
     from corrdream.runs import open_run as open_run
@@ -24,10 +26,11 @@ if TYPE_CHECKING:
     from corrdream.trainer import TrainingDivergedError as TrainingDivergedError
 
 _HOMES = {
+    "backends": ("require",),
     "config": ("Config", "ConfigError", "config_to_dict", "load_config", "save_config"),
     "engine": ("build", "build_prior", "check_prompt", "identity"),
     "runs": ("RunError", "check_folder", "open_run"),
-    "outputs": ("finish_run", "grade"),
+    "outputs": ("finish_run", "grade", "measure"),
     "checkpoint": ("CheckpointError",),
     "trainer": ("Report", "Trainer", "TrainingDivergedError"),
 }

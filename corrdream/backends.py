@@ -8,6 +8,7 @@ EXTRA = {
     "nerfacc": "cuda",
     "xformers": "cuda",
     "mvdream": "mvdream",
+    "optuna": "search",
 }
 BROKEN = (ImportError, OSError, RuntimeError, AttributeError)  # what a package built for something else raises
 

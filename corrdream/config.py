@@ -323,6 +323,9 @@ def _layers(files: Sequence[str | Path], overrides: Sequence[str] | Mapping[str,
             raise ConfigError(f"configuration file {path} cannot be read: {_explain(error)}") from error
         layers.append((OmegaConf.to_container(loaded), str(path)))
     items = list(overrides.items()) if isinstance(overrides, Mapping) else [_parse_override(text) for text in overrides]
+    if isinstance(overrides, Mapping):  # a whole configuration is one layer, for merging is slow
+        layers.append(({key: value for key, value in items if "." not in key}, "configuration"))
+        items = [(key, value) for key, value in items if "." in key]
     for key, value in items:
         dotted = OmegaConf.create({})
         try:

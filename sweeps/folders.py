@@ -2,7 +2,9 @@
 
 STORAGE/NAME/ sweep.json    what was asked for: options, versions, every trial with its whole configuration
               results.csv   report.html   driver.lock   STOP (while the sweep is being interrupted)
-              trials/TRIAL/ status.json, trial.lock, and corrdream's run folder: config.yaml metrics.jsonl checkpoints/
+              trials/TRIAL/ status.json, trial.lock, rungs.json (metrics by step, where a scheduler compares midway),
+                            history.json (values by step, in a population),
+                            and corrdream's run folder: config.yaml metrics.jsonl checkpoints/
               .tune/        Tune's scratch; may be deleted
 
 A lock is held through the operating system, so that it ends with the process that held it, however that ended.
@@ -13,13 +15,15 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-State = Literal["pending", "running", "stopped", "finished", "failed"]
+# paused: waits at a rung for the scheduler's decision. stopped: by a signal. stopped early: by the scheduler, for good.
+State = Literal["pending", "running", "paused", "stopped", "finished", "stopped early", "failed"]
+DONE = ("finished", "stopped early")  # what is not run again
 FORMAT = 1
 
 
@@ -74,7 +78,16 @@ class Sweep:
     trials: tuple[PlannedTrial, ...]
     base: dict[str, Any]  # the base configuration, against which the report shows differences
     versions: dict[str, str]
+    search: dict[str, Any] = dataclasses.field(default_factory=dict)  # `Grid.search_to_plain`
     measured: dict[str, float] | None = None  # `plan.Measurement` of a trial, so that it is taken once
+
+    @property
+    def trials_to_come(self) -> int:
+        """How many trials a search that suggests them one by one will still add."""
+        if self.search.get("search") != "optuna":
+            return 0
+        settings = len({tuple(trial.labels.items()) for trial in self.trials})
+        return (int(self.search["num_samples"]) - settings) * (len(self.trials) // settings)
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,7 @@ def create_sweep(folder: SweepFolder, sweep: Sweep) -> None:
     try:
         folder.path.parent.mkdir(parents=True, exist_ok=True)
         folder.path.mkdir()
-        write_json(folder.sweep_file, {"format": FORMAT, **dataclasses.asdict(sweep)})
+        write_sweep(folder, sweep)
     except FileExistsError as error:
         raise NameTakenError(
             f"{folder.path} exists; choose another --name, or continue it with --resume {folder.path.name}."
@@ -132,6 +145,11 @@ def create_sweep(folder: SweepFolder, sweep: Sweep) -> None:
         raise SweepError(
             f"cannot write to {folder.path}: {error.strerror}; choose another place with --storage."
         ) from error
+
+
+def write_sweep(folder: SweepFolder, sweep: Sweep) -> None:
+    """Replaces sweep.json."""
+    write_json(folder.sweep_file, {"format": FORMAT, **dataclasses.asdict(sweep)})
 
 
 def load_sweep(folder: SweepFolder) -> Sweep:
@@ -165,6 +183,34 @@ def read_status(trial_folder: Path, identity: str) -> Status:
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return Status(identity=identity)
     return status if status.identity == identity else Status(identity=identity)
+
+
+def write_rung(trial_folder: Path, step: int, metrics: Mapping[str, float]) -> None:
+    """Adds what was measured at a step to the trial's rungs.json."""
+    rungs = read_rungs(trial_folder) | {step: dict(metrics)}
+    write_json(trial_folder / "rungs.json", {str(key): rungs[key] for key in sorted(rungs)})
+
+
+def read_rungs(trial_folder: Path) -> dict[int, dict[str, float]]:
+    """Metrics by the step at which they were measured; only where a scheduler compares trials midway."""
+    try:
+        plain = json.loads((trial_folder / "rungs.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return {int(step): metrics for step, metrics in plain.items()}
+
+
+def write_history(trial_folder: Path, history: list[dict[str, Any]]) -> None:
+    """Replaces the trial's history.json."""
+    write_json(trial_folder / "history.json", history)
+
+
+def read_history(trial_folder: Path) -> list[dict[str, Any]]:
+    """`{step, source, values}` of every generation of a population: the values from that step on, and whose copy."""
+    try:
+        return list(json.loads((trial_folder / "history.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return []
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""A grid is a YAML file; this turns it into trials, each with a whole, checked configuration. Knows nothing of Ray.
+"""A grid is a YAML file that says what to vary, and how to search it. Knows nothing of Ray.
 
 config: blocks.yaml                  # the base; found beside the grid, in the working directory or in configs/
 overrides: {max_steps: 100}          # for every trial
-parameters:                          # every combination is a setting
+parameters:                          # every combination is a setting; `parameters.py` says what else is possible
   guidance.guidance_rescale: [0, 0.3, 0.5, 0.7]
   guidance.guidance_scale:           # a choice may have a readable name ...
     - {label: 25 then 5, value: {progress: [0, 0.5], values: [25, 5], interpolate: hold}}
@@ -11,79 +11,94 @@ parameters:                          # every combination is a setting
 prompts: [a snowman]                 # every setting is run with every prompt ...
 seeds: [0, 1]                        # ... and every seed
 metric: viou_solid                   # what is best; `mode: min` for an error
+search: random                       # or optuna, or grid (the default): where settings come from
+num_samples: 12                      # how many, unless it is a grid
+search_seed: 0
+scheduler: {kind: asha, budget: 200} # `schedulers.py` has the keys
 """
 
 import dataclasses
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from itertools import product
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-import corrdream
+from sweeps.folders import Sweep
+from sweeps.parameters import (
+    GridError,
+    Parameter,
+    Setting,
+    all_settings,
+    parse_overrides,
+    parse_parameters,
+    random_settings,
+    refuse_repeats,
+)
 from sweeps.results import METRICS
+from sweeps.schedulers import Fifo, Pbt, Scheduler, parse_scheduler, scheduler_to_plain
 
+Search = Literal["grid", "random", "optuna"]
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-GRID_KEYS = ("config", "overrides", "parameters", "prompts", "seeds", "metric", "mode")
-CHOSEN_BY_OPTION = {"prompt": "--prompts", "seed": "--seeds"}
+SEARCH_KEYS = ("search", "num_samples", "search_seed", "scheduler")
+GRID_KEYS = ("config", "overrides", "parameters", "prompts", "seeds", "metric", "mode", *SEARCH_KEYS)
 METRIC_KEYS = tuple(metric.key for metric in METRICS)
-MAX_NAME = 100  # characters of a trial's folder, before its identity
-
-T = TypeVar("T")
-
-
-class GridError(ValueError):
-    """A grid that cannot be run: one line that says where, what was given and what is accepted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One value of a parameter: its name in tables, and the configuration keys that it sets."""
-
-    label: str
-    overrides: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Settings (one choice of every parameter) x prompts x seeds."""
+    """Settings x prompts x seeds, and how they are searched."""
 
     name: str
     config: Path
-    parameters: Mapping[str, tuple[Choice, ...]]
+    parameters: tuple[Parameter, ...]
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     overrides: Mapping[str, Any] = field(default_factory=dict)
     metric: str = "viou_solid"
     mode: Literal["max", "min"] = "max"
+    search: Search = "grid"
+    num_samples: int | None = None
+    search_seed: int = 0
+    scheduler: Scheduler = field(default_factory=Fifo)
+    plain: Mapping[str, Any] = field(default_factory=dict)  # the file
 
-    def settings(self) -> Iterator[dict[str, Choice]]:
-        """Every combination of one choice a parameter, the last parameter changing fastest."""
-        for choices in product(*self.parameters.values()):
-            yield dict(zip(self.parameters, choices, strict=True))
+    def search_to_plain(self) -> dict[str, Any]:
+        """What another process needs to go on with the search, as JSON; `search_of` reads it."""
+        return {
+            "search": self.search,
+            "num_samples": self.num_samples,
+            "search_seed": self.search_seed,
+            "scheduler": scheduler_to_plain(self.scheduler),
+            "parameters": self.plain.get("parameters", {}),
+        }
+
+    def settings(self) -> list[Setting]:
+        """Those that are known before the first result."""
+        if self.search == "grid":
+            return all_settings(self.parameters)
+        drawn = list(islice(random_settings(self.parameters, self.search_seed), self.num_samples))
+        if self.num_samples is not None and len(drawn) < self.num_samples:
+            raise GridError(
+                f"grid {self.name} has only {len(drawn)} different settings, --num-samples asks for {self.num_samples}."
+            )
+        return drawn[:1] if self.search == "optuna" else drawn
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One run of a sweep. `identity` tells whether two runs would give the same result."""
-
-    name: str
-    labels: Mapping[str, str]
-    prompt: str
-    seed: int
-    config: corrdream.Config
-    identity: str
-
-
-def load_grid(name_or_path: str) -> Grid:
-    """The grid of that name in configs/grids, or of that file."""
+def load_grid(
+    name_or_path: str,
+    *,
+    search: Search | None = None,
+    num_samples: int | None = None,
+    scheduler: str | None = None,
+    budget: int | None = None,  # of a scheduler that has one
+) -> Grid:
+    """The grid of that name in configs/grids, or of that file; the other arguments come before what it says."""
     path = _grid_path(name_or_path)
     plain = _read_yaml(path)
     unknown = [key for key in plain if key not in GRID_KEYS]
@@ -91,20 +106,89 @@ def load_grid(name_or_path: str) -> Grid:
         close = get_close_matches(str(unknown[0]), GRID_KEYS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(GRID_KEYS)}."
         raise GridError(f"grid {path}: unknown key {unknown[0]!r}; {hint}")
-    metric, mode = str(plain.get("metric", Grid.metric)), plain.get("mode", "max")
+    metric, mode = plain.get("metric", Grid.metric), plain.get("mode", "max")
+    match metric:
+        case {"name": name, "goal": ("maximize" | "minimize") as goal, **rest} if not rest:  # as W&B has it
+            metric, mode = name, goal[:3]
     if metric not in METRIC_KEYS:
         raise GridError(f"grid {path}: metric must be one of {', '.join(METRIC_KEYS)}, got {metric!r}.")
     if mode not in ("max", "min"):
         raise GridError(f"grid {path}: mode must be max or min, got {mode!r}.")
-    return Grid(
+    grid = Grid(
         name=path.stem,
         config=find_config(str(plain.get("config", "blocks.yaml")), beside=path.parent),
-        parameters=_parse_parameters(plain.get("parameters", {}), path),
+        parameters=parse_parameters(plain.get("parameters", {}), f"grid {path}: parameters"),
         prompts=parse_prompts(plain.get("prompts"), f"grid {path}: prompts"),
         seeds=parse_seeds(plain.get("seeds", [0]), f"grid {path}: seeds"),
-        overrides=_parse_overrides(plain.get("overrides", {}), f"grid {path}: overrides"),
+        overrides=parse_overrides(plain.get("overrides", {}), f"grid {path}: overrides"),
         metric=metric,
         mode=mode,
+        plain=plain,
+    )
+    return searched(grid, search=search, num_samples=num_samples, scheduler=scheduler, budget=budget)
+
+
+def searched(
+    grid: Grid,
+    *,
+    search: Search | None = None,
+    num_samples: int | None = None,
+    scheduler: str | None = None,
+    budget: int | None = None,
+) -> Grid:
+    """The grid with its search and scheduler, which the arguments may replace; GridError if they do not fit it."""
+    where, plain = f"grid {grid.name}", grid.plain
+    search = search or plain.get("search", "grid")
+    if search not in get_args(Search):
+        raise GridError(f"{where}: search must be one of {', '.join(get_args(Search))}, got {search!r}.")
+    seed = plain.get("search_seed", 0)
+    if type(seed) is not int or seed < 0:
+        raise GridError(f"{where}: search_seed must be a whole number from 0, got {seed!r}.")
+    if search == "grid":
+        if num_samples is not None:
+            raise GridError("--num-samples is for --search random and optuna; a grid has all of its settings.")
+        drawn = next((parameter.key for parameter in grid.parameters if parameter.distribution), None)
+        if drawn:
+            raise GridError(f"{where}: parameters.{drawn} is a distribution; use --search random or --search optuna.")
+    else:
+        num_samples = num_samples or plain.get("num_samples")
+        if type(num_samples) is not int or num_samples < 1:
+            raise GridError(
+                f"{where}: search {search} needs a number of settings; give --num-samples, got {num_samples}."
+            )
+    chosen = parse_scheduler(plain.get("scheduler"), f"{where}: scheduler", kind=scheduler, budget=budget)
+    if search == "optuna" and isinstance(chosen, Pbt):
+        raise GridError("--scheduler pbt needs all settings at the start; use --search grid or random.")
+    _check_budget(grid, chosen)
+    return dataclasses.replace(grid, search=search, num_samples=num_samples, search_seed=seed, scheduler=chosen)
+
+
+def _check_budget(grid: Grid, scheduler: Scheduler) -> None:
+    """Rungs compare trials of one length; what else would decide it is refused."""
+    if scheduler.budget is None:
+        return
+    keys = {key for parameter in grid.parameters for choice in parameter.extremes() for key in choice.overrides}
+    for key in ("max_steps", "schedule_steps"):
+        if key in keys or key in grid.overrides:
+            raise GridError(f"grid {grid.name} sets {key}, which scheduler.budget decides; remove it.")
+
+
+def search_of(sweep: Sweep) -> Grid:
+    """The grid of a sweep as sweep.json keeps it; its base configuration is `sweep.base`."""
+    plain, where = sweep.search, f"sweep {sweep.name}"
+    return Grid(
+        name=sweep.grid,
+        config=Path(),
+        parameters=parse_parameters(plain["parameters"], f"{where}: parameters"),
+        prompts=tuple(dict.fromkeys(trial.prompt for trial in sweep.trials)),
+        seeds=tuple(dict.fromkeys(trial.seed for trial in sweep.trials)),
+        metric=sweep.metric,
+        mode=sweep.mode,
+        search=plain["search"],
+        num_samples=plain["num_samples"],
+        search_seed=plain["search_seed"],
+        scheduler=parse_scheduler(plain["scheduler"], f"{where}: scheduler"),
+        plain=plain,
     )
 
 
@@ -144,163 +228,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _parse_parameters(plain: Any, path: Path) -> dict[str, tuple[Choice, ...]]:
-    where = f"grid {path}: parameters"
-    if not isinstance(plain, dict):
-        raise GridError(f"{where} must map configuration keys to lists of values, got {plain!r}.")
-    parameters = {}
-    for key, values in plain.items():
-        match values:
-            case {"value": value, **rest} if not rest:
-                values = [value]
-            case {"values": list(listed), **rest} if not rest:
-                values = listed
-        if not isinstance(values, list):
-            raise GridError(
-                f"{where}.{key} must be a list of values, got {values!r}; write [{values!r}] for a single one."
-            )
-        if not values:
-            raise GridError(f"{where}.{key} is an empty list; give at least one value or remove it.")
-        choices = tuple(_parse_choice(str(key), value, f"{where}.{key}") for value in values)
-        _refuse_repeats([choice.label for choice in choices], f"{where}.{key}")
-        parameters[str(key)] = choices
-    return parameters
-
-
-def _parse_choice(key: str, value: Any, where: str) -> Choice:
-    if not (isinstance(value, dict) and ("label" in value or "set" in value)):
-        return Choice(label=_short(value), overrides={key: value})
-    label = value.get("label")
-    if not isinstance(label, str) or not label.strip():
-        raise GridError(f"{where}: label must be text, got {label!r}; quote words like 'off' and '1'.")
-    match value:
-        case {"label": _, "value": chosen, **rest} if not rest:
-            return Choice(label=label, overrides={key: chosen})
-        case {"label": _, "set": dict(overrides), **rest} if not rest:
-            return Choice(label=label, overrides=_parse_overrides(overrides, f"{where} {label!r}"))
-    raise GridError(f"{where} {label!r} must have label and one of value and set, got {', '.join(map(str, value))}.")
-
-
-def _parse_overrides(plain: Any, where: str) -> dict[str, Any]:
-    if not isinstance(plain, dict):
-        raise GridError(f"{where} must map configuration keys to values, got {plain!r}.")
-    return {str(key): value for key, value in plain.items()}
-
-
 def parse_prompts(plain: Any, where: str) -> tuple[str, ...]:
     """Non-empty texts without repeats."""
     if not isinstance(plain, list) or not all(isinstance(prompt, str) and prompt.strip() for prompt in plain):
         raise GridError(f"{where} must be a list of texts, got {plain!r}.")
-    return tuple(_refuse_repeats([" ".join(prompt.split()) for prompt in plain], where))
+    return tuple(refuse_repeats([" ".join(prompt.split()) for prompt in plain], where))
 
 
 def parse_seeds(plain: Any, where: str) -> tuple[int, ...]:
     """Whole numbers from 0 without repeats."""
     if not isinstance(plain, list) or not all(type(seed) is int and seed >= 0 for seed in plain):
         raise GridError(f"{where} must be a list of whole numbers from 0, got {plain!r}.")
-    return tuple(_refuse_repeats(plain, where))
-
-
-def _refuse_repeats(values: list[T], where: str) -> list[T]:
-    if not values:
-        raise GridError(f"{where} is empty; give at least one.")
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise GridError(f"{where} has {value!r} twice.")
-    return values
-
-
-def expand(grid: Grid, overrides: Sequence[str] = ()) -> list[Trial]:
-    """Every trial, checked; `overrides` are `key=value` texts for all of them. Settings change fastest, then prompts.
-
-    So the same prompt and seed of all settings run near to each other, and a sweep that is not finished already
-    compares settings.
-    """
-    _refuse_override_of_parameter(grid, overrides)
-    settings = [(setting, _resolve(grid, setting, overrides)) for setting in grid.settings()]
-    _check_prompts(grid, [config for _, config in settings])  # imports torch, so after all that needs none
-    trials: dict[str, Trial] = {}
-    for seed, prompt, (setting, resolved) in product(grid.seeds, grid.prompts, settings):
-        labels = {key: choice.label for key, choice in setting.items()}
-        config = dataclasses.replace(resolved, prompt=prompt, seed=seed)
-        known = corrdream.identity(config)
-        if known in trials:
-            twins = f"{describe(labels)} and {describe(trials[known].labels)}"
-            raise GridError(f"grid {grid.name}: {twins} are the same run; remove one.")
-        parts = [*(f"{_leaf(key)}={label}" for key, label in labels.items()), prompt, f"seed={seed}"]
-        name = f"{'_'.join(map(_slug, parts))[:MAX_NAME]}_{known[:8]}"
-        trials[known] = Trial(name=name, labels=labels, prompt=prompt, seed=seed, config=config, identity=known)
-    return list(trials.values())
-
-
-def _check_prompts(grid: Grid, configs: Sequence[corrdream.Config]) -> None:
-    for prompt, config in product(grid.prompts, configs):
-        try:
-            corrdream.check_prompt(dataclasses.replace(config, prompt=prompt))
-        except ValueError as error:
-            raise GridError(f"grid {grid.name}: {error}") from error
-
-
-def base_config(grid: Grid, overrides: Sequence[str] = ()) -> corrdream.Config:
-    """What the settings change: the base configuration with the grid's and the given overrides."""
-    return _resolve(grid, {}, overrides)
-
-
-def default_labels(grid: Grid, overrides: Sequence[str] = ()) -> dict[str, str] | None:
-    """The setting that changes nothing, to which the others are compared; None if there is none."""
-    base = base_config(grid, overrides)
-    for setting in grid.settings():
-        if _resolve(grid, setting, overrides) == base:
-            return {key: choice.label for key, choice in setting.items()}
-    return None
-
-
-def _resolve(grid: Grid, setting: Mapping[str, Choice], overrides: Sequence[str]) -> corrdream.Config:
-    """The setting's configuration with the first prompt and seed."""
-    layers: dict[str, Any] = dict(grid.overrides)
-    for choice in setting.values():
-        layers |= choice.overrides
-    layers |= {"prompt": grid.prompts[0], "seed": grid.seeds[0]}
-    # JSON is YAML, so that values of any type go the way of `key=value` on the command line.
-    texts = [f"{key}={json.dumps(value)}" for key, value in layers.items()]
-    try:
-        return corrdream.load_config([grid.config], [*texts, *overrides])
-    except ValueError as error:
-        labels = describe({key: choice.label for key, choice in setting.items()})
-        raise GridError(f"grid {grid.name}: {labels}: {error}") from error
-
-
-def _refuse_override_of_parameter(grid: Grid, overrides: Sequence[str]) -> None:
-    """An override that undid what the grid varies would leave a table of equal rows."""
-    varied = {key for setting in grid.settings() for choice in setting.values() for key in choice.overrides}
-    for text in overrides:
-        key = text.partition("=")[0]
-        if key in CHOSEN_BY_OPTION:
-            raise GridError(f"override {text} is chosen by the grid; use {CHOSEN_BY_OPTION[key]}.")
-        clash = next(
-            (name for name in varied if f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.")), ""
-        )
-        if clash:
-            raise GridError(f"override {text}: grid {grid.name} varies {clash}; drop the override or use another grid.")
-
-
-def describe(labels: Mapping[str, str]) -> str:
-    """`guidance_rescale=0.5, guidance_scale=25 then 5`, or `the base` without parameters."""
-    return ", ".join(f"{_leaf(key)}={label}" for key, label in labels.items()) or "the base"
-
-
-def _leaf(key: str) -> str:
-    return key.rpartition(".")[2]
-
-
-def _short(value: Any) -> str:
-    """A value as people write it: text without quotes, whole numbers without a point."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return f"{value:g}"
-    return json.dumps(value)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.=]+", "-", text).strip("-.")
+    return tuple(refuse_repeats(plain, where))

@@ -11,9 +11,12 @@ from importlib.metadata import version
 
 import corrdream
 from sweeps import plan
-from sweeps.folders import PlannedTrial, Sweep, SweepError, SweepFolder, load_sweep, read_status
-from sweeps.grids import Grid, base_config, default_labels, expand, find_config, load_grid, parse_prompts, parse_seeds
+from sweeps.folders import DONE, PlannedTrial, Sweep, SweepError, SweepFolder, load_sweep, read_status
+from sweeps.grids import Grid, find_config, load_grid, parse_prompts, parse_seeds
+from sweeps.schedule import Schedule, describe_search
+from sweeps.suggestions import check_optuna, suggester
 from sweeps.tracking import wandb_mode
+from sweeps.trials import base_config, default_labels, expand, planned
 
 CONNECT_SECONDS = 10.0
 
@@ -39,7 +42,7 @@ class Job:
 
     def config(self) -> corrdream.Config:
         """The first unfinished trial's."""
-        return corrdream.load_config((), self.unfinished[0].config)
+        return corrdream.load_config((), [*self.unfinished, *self.sweep.trials][0].config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +57,21 @@ class Placement:
 
 def new_job(arguments: argparse.Namespace) -> Job:
     """A sweep that does not exist yet, every trial checked; writes nothing."""
-    grid = _narrowed(load_grid(arguments.grid or "rescale"), arguments)
-    overrides = [*arguments.overrides, *([f"max_steps={arguments.max_steps}"] if arguments.max_steps else [])]
-    folder = _new_folder(arguments, grid.name)
-    trials = tuple(
-        PlannedTrial(**{**vars(trial), "labels": dict(trial.labels), "config": corrdream.config_to_dict(trial.config)})
-        for trial in expand(grid, overrides)
+    grid = _narrowed(
+        load_grid(
+            arguments.grid or "rescale",
+            search=arguments.search,
+            num_samples=arguments.num_samples,
+            scheduler=arguments.scheduler,
+            budget=arguments.max_steps,
+        ),
+        arguments,
     )
+    overrides = [*arguments.overrides]
+    if arguments.max_steps and grid.scheduler.budget is None:
+        overrides.append(f"max_steps={arguments.max_steps}")
+    folder = _new_folder(arguments, grid.name)
+    trials = tuple(map(planned, expand(grid, overrides)))
     sweep = Sweep(
         name=folder.path.name,
         grid=grid.name,
@@ -72,7 +83,9 @@ def new_job(arguments: argparse.Namespace) -> Job:
         trials=trials,
         base=corrdream.config_to_dict(base_config(grid, overrides)),
         versions={package: version(package) for package in ("corrdream", "ray", "torch", "numpy")},
+        search=grid.search_to_plain(),
     )
+    check_optuna(sweep)
     steps = {trial.name: int(trial.config["max_steps"]) for trial in trials}
     return Job(sweep=sweep, folder=folder, unfinished=trials, steps_left=steps, is_new=True)
 
@@ -109,11 +122,17 @@ def resumed_job(arguments: argparse.Namespace) -> Job:
     """What an interrupted sweep has left to do; SweepError if its trials would not be the same any more."""
     decided = {"--grid": arguments.grid, "--config": arguments.config, "--prompts": arguments.prompts}
     decided |= {"--seeds": arguments.seeds, "--max-steps": arguments.max_steps, "--name": arguments.name}
+    decided |= {
+        "--search": arguments.search,
+        "--scheduler": arguments.scheduler,
+        "--num-samples": arguments.num_samples,
+    }
     given = [option for option, value in decided.items() if value] + arguments.overrides
     if given:
         raise SweepError(f"--resume takes the trials from the sweep; leave out {given[0]}, or start a new sweep.")
     folder = SweepFolder(arguments.storage.expanduser().resolve() / arguments.resume)
     sweep = load_sweep(folder)
+    check_optuna(sweep)
     first = sweep.trials[0]
     if corrdream.identity(corrdream.load_config((), first.config)) != first.identity:
         raise SweepError(
@@ -121,7 +140,7 @@ def resumed_job(arguments: argparse.Namespace) -> Job:
             " go back to those, or start a new sweep."
         )
     states = {trial.name: read_status(folder.trial(trial.name), trial.identity) for trial in sweep.trials}
-    unfinished = tuple(trial for trial in sweep.trials if states[trial.name].state != "finished")
+    unfinished = tuple(trial for trial in sweep.trials if states[trial.name].state not in DONE)
     steps = {trial.name: int(trial.config["max_steps"]) - states[trial.name].step for trial in unfinished}
     return Job(sweep=sweep, folder=folder, unfinished=unfinished, steps_left=steps, is_new=False)
 
@@ -135,7 +154,7 @@ def place(job: Job, arguments: argparse.Namespace) -> Placement:
         gpus = 1.0 if machine.gpus and config.device != "cpu" and not arguments.address else 0.0
     if gpus < 0:
         raise SweepError(f"--gpus-per-trial must not be negative, got {gpus:g}.")
-    trials, cpus = len(job.unfinished), arguments.cpus_per_trial
+    trials, cpus = len(job.unfinished) + job.sweep.trials_to_come, arguments.cpus_per_trial
     measured = concurrent = None
     if not arguments.address:
         plan.concurrency(machine, trials=trials, cpus=cpus, gpus=gpus, limit=None, measured=None)
@@ -164,22 +183,31 @@ def _check_address(address: str | None) -> None:
         ) from error
 
 
+def schedule_of(job: Job) -> Schedule:
+    """What hands out the trials that are left."""
+    names = [trial.name for trial in job.unfinished]
+    return Schedule(job.sweep, job.folder, names=names, suggest=suggester(job.sweep, job.folder))
+
+
 def plan_text(job: Job, placement: Placement, arguments: argparse.Namespace) -> str:
     """What will be done, where, and how long it will take."""
     sweep, done = job.sweep, len(job.sweep.trials) - len(job.unfinished)
     settings = len({tuple(trial.labels.items()) for trial in sweep.trials})
     prompts = len({trial.prompt for trial in sweep.trials})
     pairs = len({(trial.prompt, trial.seed) for trial in sweep.trials})
-    steps = list(job.steps_left.values())
+    steps = schedule_of(job).steps_left()
     concurrent = placement.concurrent or arguments.max_concurrent or len(steps)
     trials = f"{len(sweep.trials)} = {settings} settings x {prompts} prompts x {pairs // prompts} seeds"
+    trials += f", {sweep.trials_to_come} more to be suggested" if sweep.trials_to_come else ""
+    trials += f"; {done} finished, {len(steps)} to run" if done else ""
     each = f"{arguments.cpus_per_trial} thread(s), {placement.gpus:g} GPU(s) a trial"
     place = f"Ray at {arguments.address}" if arguments.address else f"this machine's {placement.machine.cpus} cores"
     at_once = f"{placement.concurrent} at once" if placement.concurrent else "as many at once as fit"
     return plan.format_plan(
         {
             "sweep": f"{sweep.name} (grid {sweep.grid})",
-            "trials": trials + (f"; {done} finished, {len(steps)} to run" if done else ""),
+            "trials": trials,
+            "search": describe_search(sweep),
             "steps": f"{sum(steps)} in all, up to {max(steps)} a trial",
             "time": plan.describe_time(placement.measured, steps, concurrent),
             "resources": f"{each}, {at_once}, on {place}",

@@ -1,12 +1,15 @@
 """Starts or joins Ray and lets Tune schedule trials. Nothing is ever restored from Tune's own snapshots.
 
 They lag behind the checkpoints, they are pickles, and they ignore trials that were added. A sweep that continues gets a
-new Tuner with the unfinished trials instead, and each of these finds its newest checkpoint in its own folder.
+new Tuner instead, and each trial finds its newest checkpoint in its own folder. What runs next is decided by
+`schedule.py`; to Tune that is a searcher, and a trial that pauses at a rung is one trial of Tune's before it and
+another after it.
 """
 
 import logging
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,12 +17,15 @@ import ray
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.search import Searcher
 
 from sweeps.folders import SweepError, SweepFolder
 from sweeps.progress import Progress
+from sweeps.schedule import Assignment, Schedule
 from sweeps.trainable import CorrDreamTrainable, Spec
 
 OBJECT_STORE_BYTES = 100_000_000  # only scalars travel
+MAX_PENDING = 200  # trials that wait for a place
 MAX_RETRIES = 2  # of a trial whose process dies
 
 
@@ -60,22 +66,28 @@ def _one_line(error: Exception) -> str:
 
 
 def run_trials(
-    specs: Sequence[Spec],
+    schedule: Schedule,
+    to_spec: Callable[[Assignment], Spec],
     folder: SweepFolder,
     progress: Progress,
     *,
     cpus: int,
     gpus: float,
     max_concurrent: int | None,
+    trainable: type[tune.Trainable] = CorrDreamTrainable,  # another one, and no reuse, only to measure overhead
+    reuse_actors: bool = True,
 ) -> None:
-    """Runs every trial to its end, or until there is a stop file and all running ones have saved and stopped."""
+    """Runs what the schedule hands out, until it is over or there is a stop file and all running trials have saved."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `progress` and the trials' status say it
+    if max_concurrent is None:  # how much to ask of a cluster that grows
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1" if schedule.decides_late else str(MAX_PENDING))
     tuner = tune.Tuner(
-        tune.with_resources(CorrDreamTrainable, {"cpu": cpus, "gpu": gpus}),
-        param_space={"spec": tune.grid_search([spec.to_text() for spec in specs])},
+        tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus}),
         tune_config=tune.TuneConfig(
+            search_alg=_Assignments(schedule, to_spec),
+            num_samples=-1,  # until it is over
             max_concurrent_trials=max_concurrent,
-            reuse_actors=True,
+            reuse_actors=reuse_actors,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
@@ -96,7 +108,45 @@ def run_trials(
 
 
 def _trial_name(trial: TuneTrial) -> str:
-    return Spec.from_text(trial.config["spec"]).identity
+    spec = _spec(trial)
+    return f"{spec.identity}-{spec.until}"
+
+
+class _Assignments(Searcher):  # type: ignore[misc]  # Ray has no types
+    """The schedule as Tune sees it. Its state is in the trials' folders, so Tune's snapshots hold none of it."""
+
+    def __init__(self, schedule: Schedule, to_spec: Callable[[Assignment], Spec]) -> None:
+        super().__init__()
+        self._schedule = schedule
+        self._to_spec = to_spec
+        self._names: dict[str, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing."""
+
+    def suggest(self, trial_id: str) -> dict[str, str] | str | None:
+        """The next assignment; None where that depends on what is running."""
+        if self._schedule.is_over:
+            return str(Searcher.FINISHED)
+        assignment = self._schedule.next()
+        if assignment is None:
+            return str(Searcher.FINISHED) if self._schedule.is_over else None
+        self._names[trial_id] = assignment.trial.name
+        return {"spec": self._to_spec(assignment).to_text()}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """How it ended; `result` is None where no process reported anything."""
+        name = self._names.pop(trial_id)
+        if error:
+            self._schedule.end(name, "failed")
+        elif result and "state" in result:
+            metric = result.get(f"measured/{self._schedule.metric}")
+            self._schedule.end(name, result["state"], int(result["step"]), metric)
+        else:
+            self._schedule.end(name)
 
 
 class _StopTogether(tune.Stopper):  # type: ignore[misc]  # Ray has no types

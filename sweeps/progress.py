@@ -1,11 +1,11 @@
 """What a person sees while a sweep runs: one plain line every few seconds, readable on a terminal and in a log."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sweeps.folders import Sweep, SweepFolder, read_status
-from sweeps.grids import describe
+from sweeps.folders import PlannedTrial, Sweep, SweepFolder, read_status
+from sweeps.parameters import describe
 from sweeps.results import read_result, sort_key
 
 SHOW_EVERY_SECONDS = 10.0
@@ -23,23 +23,35 @@ class Progress:
         seconds_per_step: float | None,
         concurrent: int,
         write: Callable[[str], None],
+        steps_left: Callable[[], Sequence[int]] | None = None,
     ) -> None:
-        """`steps` says how many steps are left of each trial that is to run."""
+        """`steps` says how many steps are left of each trial that is to run, `steps_left` how many it expects now."""
         self._sweep = sweep
         self._folder = folder
-        self._max_steps = {trial.name: int(trial.config["max_steps"]) for trial in sweep.trials}
-        self._identity = {trial.name: trial.identity for trial in sweep.trials}
+        self._trials = {trial.name: trial for trial in sweep.trials}
         self._left = dict(steps)
         self._planned_pace = seconds_per_step
         self._concurrent = concurrent
         self._write = write
+        self._steps_left = steps_left or self._all_left
         self._begun = self._shown = time.monotonic()
         self._steps_done = 0
         self._seconds_spent = 0.0
         self._spent_before: dict[str, float] = {}
+        self._finished = {  # read once: their files do not change any more
+            trial.name: read_result(trial, folder.trial(trial.name))
+            for trial in sweep.trials
+            if trial.name not in steps
+        }
         self.running: set[str] = set()
         self.ended: set[str] = set()
         self.errors: dict[str, str] = {}
+
+    def add(self, trial: PlannedTrial) -> None:
+        """A trial may start; new ones count from here on."""
+        if trial.name not in self._trials:
+            self._trials[trial.name] = trial
+            self._left[trial.name] = int(trial.config["max_steps"])
 
     def start(self, name: str) -> None:
         """A process works on the trial (again)."""
@@ -49,7 +61,7 @@ class Progress:
     def retry(self, name: str) -> None:
         """The trial's process died; another one will continue it."""
         self.running.discard(name)
-        error = read_status(self._folder.trial(name), self._identity[name]).error
+        error = read_status(self._folder.trial(name), self._trials[name].identity).error
         reason = f"failed ({error})" if error else "lost its process"
         self._write(f"{self._clock()}  {name} {reason}; another one continues from the newest checkpoint")
 
@@ -57,7 +69,7 @@ class Progress:
         """The trial took some steps, or ended."""
         for text in status["warnings"]:
             self._write(f"{self._clock()}  {name}: {text}")
-        left = self._max_steps[name] - int(status["step"])
+        left = self._max_steps(name) - int(status["step"])
         if name in self._spent_before:  # the first report of an attempt holds what earlier ones spent
             self._steps_done += max(0, self._left[name] - left)
             self._seconds_spent += status["seconds"] - self._spent_before[name]
@@ -68,9 +80,12 @@ class Progress:
                 self.fail(name, status["error"])
             case "finished":
                 self._end(name)
+                self._finished[name] = read_result(self._trials[name], self._folder.trial(name))
                 self._write(f"{self._clock()}  finished {name} in {status['seconds']:.0f} s")
             case "stopped":
                 self._end(name)
+            case "paused":
+                self.running.discard(name)
 
     def fail(self, name: str, error: str) -> None:
         """The trial is given up."""
@@ -87,10 +102,10 @@ class Progress:
 
     def line(self) -> str:
         """How far, how fast, how long, how good."""
-        total = len(self._sweep.trials)
+        total = len(self._trials)
         ended = total - len(self._left) + len(self.ended)
         shown = [
-            f"step {self._max_steps[name] - self._left[name]}/{self._max_steps[name]}"
+            f"step {self._max_steps(name) - self._left[name]}/{self._max_steps(name)}"
             if name in self._spent_before
             else "starting"
             for name in sorted(self.running)[:4]
@@ -103,6 +118,9 @@ class Progress:
             parts.append(f"about {format_seconds(self._seconds_left(pace))} left")
         best = self._best()
         return f"{self._clock()}  " + ", ".join([*parts, best] if best else parts)
+
+    def _max_steps(self, name: str) -> int:
+        return int(self._trials[name].config["max_steps"])
 
     def _end(self, name: str) -> None:
         self.running.discard(name)
@@ -117,14 +135,16 @@ class Progress:
         return self._seconds_spent / self._steps_done if self._steps_done else self._planned_pace
 
     def _seconds_left(self, pace: float) -> float:
-        left = [steps for name, steps in self._left.items() if name not in self.ended]
+        left = self._steps_left()
         return pace * max(sum(left) / self._concurrent, max(left, default=0))
+
+    def _all_left(self) -> list[int]:
+        return [steps for name, steps in self._left.items() if name not in self.ended]
 
     def _best(self) -> str:
         metric, mode = self._sweep.metric, self._sweep.mode
-        finished = [read_result(trial, self._folder.trial(trial.name)) for trial in self._sweep.trials]
-        best = min(finished, key=lambda result: sort_key(result, metric, mode))
-        if metric not in best.metrics:
+        best = min(self._finished.values(), key=lambda result: sort_key(result, metric, mode), default=None)
+        if best is None or metric not in best.metrics:
             return ""
         return f"best {metric} {best.metrics[metric]:.3f} ({describe(best.trial.labels)}, {best.trial.prompt})"
 

@@ -10,9 +10,21 @@ from typing import Any
 
 from sweeps.charts import Curve, color_of, curve_chart, interval_chart
 from sweeps.folders import Sweep, write_text
-from sweeps.grids import describe
 from sweeps.page import STYLE, picture
-from sweeps.results import METRICS, Metric, Result, SettingRow, compare_settings, format_estimate, read_rows, sort_key
+from sweeps.parameters import describe
+from sweeps.results import (
+    METRICS,
+    Metric,
+    Result,
+    SettingRow,
+    compare_settings,
+    describe_history,
+    describe_steps,
+    format_estimate,
+    parameters_of,
+    read_rows,
+    sort_key,
+)
 from sweeps.statistics import MIN_PAIRS, Estimate, best_setting
 
 SIDE_WIDTH = 768  # pixels of a turntable strip in the side-by-side view
@@ -59,17 +71,19 @@ def _head(page: _Page) -> str:
     sweep = page.sweep
     states = [result.status.state for result in page.results]
     counts = [
-        f'<span class="tag {state}">{states.count(state)} {state}</span>'
-        for state in ("finished", "running", "stopped", "pending", "failed")
+        f'<span class="tag {state.replace(" ", "-")}">{states.count(state)} {state}</span>'
+        for state in ("finished", "stopped early", "running", "paused", "stopped", "pending", "failed")
         if state in states
     ]
     counts += [f'<span class="tag">{escape(f"{name} {number}")}</span>' for name, number in sweep.versions.items()]
     prompts = len({result.trial.prompt for result in page.results})
     pairs = len({(result.trial.prompt, result.trial.seed) for result in page.results})
     size = f"{len(page.settings)} settings &times; {prompts} prompts &times; {pairs // prompts} seeds"
+    steps = describe_steps(page.results)
+    spent = f'<p class="soft">Steps taken: {escape(steps)}.</p>' if steps else ""
     return (
         f"<h1>{escape(sweep.name)}</h1>"
-        f'<p class="soft">Grid {escape(sweep.grid)}: {size}. Started {escape(sweep.created)}.</p>'
+        f'<p class="soft">Grid {escape(sweep.grid)}: {size}. Started {escape(sweep.created)}.</p>{spent}'
         f'<div class="tags">{"".join(counts)}</div><p><code>python {escape(shlex.join(sweep.command))}</code></p>\n'
     )
 
@@ -85,7 +99,7 @@ def _comparison(page: _Page) -> str:
     shown = [metric for metric in METRICS if any(row.means[metric.key].count for row in page.settings)]
     if not shown:
         return ""
-    labels = [_short_name(row.labels) for row in page.settings]
+    labels = [_short_name(page, row.labels) for row in page.settings]
     marked = next((i for i, row in enumerate(page.settings) if row.is_default), None)
     charts = ""
     for metric in shown:
@@ -108,12 +122,13 @@ def _table(page: _Page, shown: Sequence[Metric]) -> str:
     header = "".join(f"<th>{escape(_column(metric))}{_direction(metric)}</th>" for metric in shown)
     lines = []
     for index, row in enumerate(page.settings):
-        name = escape(_short_name(row.labels)) + (" <small>default</small>" if row.is_default else "")
+        name = escape(_short_name(page, row.labels)) + (" <small>default</small>" if row.is_default else "")
+        name += f" <small>{escape(row.note)}</small>" if row.note else ""
         count = max(estimate.count for estimate in row.means.values())
         cells = "".join(_cell(metric, row) for metric in shown)
         kind = ' class="best"' if index == best else ""
         lines.append(f"<tr{kind}><td>{name}</td><td>{count}</td>{cells}</tr>")
-    names = escape(", ".join(key.rpartition(".")[2] for key in page.settings[0].labels) or "setting")
+    names = escape(", ".join(key.rpartition(".")[2] for key in parameters_of(page.settings)) or "setting")
     return f'<div class="scroll"><table><tr><th>{names}</th><th>n</th>{header}</tr>{"".join(lines)}</table></div>'
 
 
@@ -147,7 +162,8 @@ def _side_by_side(page: _Page) -> str:
         lines = []
         for result in same:
             value = result.metrics.get(page.sweep.metric)
-            figure = f"{_title(page.sweep.metric)} {value:.3f}" if value is not None else result.status.state
+            state = result.status.state + (f" after {result.status.step} steps" if result.at_rung else "")
+            figure = f"{_title(page.sweep.metric)} {value:.3f}" if value is not None else state
             strip = picture(result.folder / "turntable.png", alt=escape(prompt), width=SIDE_WIDTH)
             name = escape(describe(result.trial.labels))
             lines.append(f'<div>{name}<br><span class="soft">{escape(figure)}</span></div><div>{strip or "-"}</div>')
@@ -209,14 +225,16 @@ def _card(page: _Page, result: Result, *, rank: int) -> str:
     header = (
         f"<header><h3>{rank}. {escape(describe(trial.labels))}</h3>"
         f"<span>{escape(trial.prompt)}, seed {trial.seed}</span>"
-        f'<span class="{status.state}">{escape(state)}</span>'
+        f'<span class="{status.state.replace(" ", "-")}">{escape(state)}</span>'
         f'<a class="soft" href="{escape(place)}/">{escape(place)}</a></header>'
     )
+    history = f'<p class="soft">{escape(describe_history(result.history))}</p>' if result.history else ""
     error = f'<p class="error">{escape(status.error)}</p>' if status.error else ""
+    known = result.metrics or result.at_rung
     tiles = "".join(
-        f'<div class="tile"><b>{result.metrics[m.key]:.{m.digits}f}</b><span>{escape(_column(m))}</span></div>'
+        f'<div class="tile"><b>{known[m.key]:.{m.digits}f}</b><span>{escape(_column(m))}</span></div>'
         for m in METRICS
-        if m.key in result.metrics
+        if m.key in known
     )
     strips = "".join(
         picture(result.folder / f"{name}.png", alt=f"{name}: {escape(trial.prompt)}")
@@ -224,7 +242,7 @@ def _card(page: _Page, result: Result, *, rank: int) -> str:
     )
     charts = "".join(_curve_figure(page, key, CURVES[key], [result]) for key in TRIAL_CURVES)
     curves = f'<details><summary>Curves</summary><div class="grid2">{charts}</div></details>' if charts else ""
-    body = f'{error}<div class="tiles">{tiles}</div>{strips}{_difference(page, result)}{curves}'
+    body = f'{error}{history}<div class="tiles">{tiles}</div>{strips}{_difference(page, result)}{curves}'
     return f'<div class="card">{header}{body}</div>\n'
 
 
@@ -257,9 +275,9 @@ def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _short_name(labels: Mapping[str, str]) -> str:
+def _short_name(page: _Page, labels: Mapping[str, str]) -> str:
     """The label alone where there is one parameter, whose name stands above."""
-    return next(iter(labels.values())) if len(labels) == 1 else describe(labels)
+    return next(iter(labels.values())) if len(parameters_of(page.settings)) == len(labels) == 1 else describe(labels)
 
 
 def _title(key: str) -> str:

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from sweeps.folders import NameTakenError, create_sweep, hold_lock, read_status, write_status
+from sweeps.folders import DONE, NameTakenError, State, create_sweep, hold_lock, load_sweep, read_status, write_status
 from sweeps.interrupt import Interruption
-from sweeps.jobs import Job, Placement, new_job, place, plan_text, resumed_job
+from sweeps.jobs import Job, Placement, new_job, place, plan_text, resumed_job, schedule_of
 from sweeps.progress import Progress
 from sweeps.report import write_report
-from sweeps.results import compare_settings, format_table, read_results, sort_key, write_csv
+from sweeps.results import compare_settings, describe_steps, format_table, read_results, sort_key, write_csv
+from sweeps.schedule import Assignment
 from sweeps.tracking import wandb_mode
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -38,14 +39,14 @@ ENVIRONMENT = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all trials finished, 1 some failed, 2 nothing was started because of a wrong input, 130 Ctrl-C."""
+    """Exit status: 0 all trials done, 1 some failed, 2 nothing was started because of a wrong input, 130 Ctrl-C."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
         if not arguments.resume:
             return start(new_job(arguments), arguments)
         job = resumed_job(arguments)
         with hold_lock(job.folder.driver_lock):
-            if not job.unfinished:
+            if not job.unfinished and not job.sweep.trials_to_come:
                 return conclude(job, {}, arguments)
             return start(job, arguments)
     except ValueError as error:  # ours, corrdream's and the configuration's: all of one line
@@ -100,6 +101,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="instead of the grid's")
     parser.add_argument("--seeds", nargs="+", metavar="N", help="instead of the grid's")
     parser.add_argument("--max-steps", type=_positive, metavar="N", help="optimizer steps of each trial")
+    parser.add_argument(
+        "--search", choices=["grid", "random", "optuna"], help="where settings come from (default: as the grid says)"
+    )
+    parser.add_argument("--num-samples", type=_positive, metavar="N", help="settings that a search draws")
+    parser.add_argument(
+        "--scheduler", choices=["fifo", "asha", "pbt"], help="how steps are spent (default: as the grid says)"
+    )
     parser.add_argument(
         "--max-concurrent", type=_positive, metavar="N", help="trials at once (default: as many as fit)"
     )
@@ -156,8 +164,10 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
     from sweeps.launch import SchedulingError, run_trials
     from sweeps.trainable import Spec
 
-    specs = [
-        Spec(
+    def to_spec(assignment: Assignment) -> Spec:
+        trial = assignment.trial
+        progress.add(trial)
+        return Spec(
             sweep_folder=str(job.folder.path),
             trial=trial.name,
             identity=trial.identity,
@@ -166,9 +176,11 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
             gpus=placement.gpus,
             report_seconds=REPORT_SECONDS,
             wandb_mode=wandb_mode(arguments.wandb),
+            until=assignment.until,
+            values=dict(assignment.values),
         )
-        for trial in job.unfinished
-    ]
+
+    schedule = schedule_of(job)
     interruption = Interruption(job.folder.stop_file, _say, f"resume with  {resume_command(job, arguments)}")
     interruption.install()
     if resources.get("CPU", 0) < arguments.cpus_per_trial or resources.get("GPU", 0) < placement.gpus:
@@ -181,10 +193,12 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
         seconds_per_step=placement.measured.seconds_per_step if placement.measured else None,
         concurrent=min(concurrent, arguments.max_concurrent or concurrent),
         write=_say,
+        steps_left=schedule.steps_left,
     )
     try:
         run_trials(
-            specs,
+            schedule,
+            to_spec,
             job.folder,
             progress,
             cpus=arguments.cpus_per_trial,
@@ -193,6 +207,9 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
         )
     except SchedulingError as error:
         _say(f"Ray stopped: {error}")
+    for trial in schedule.stopped_early():
+        mark(job.folder.trial(trial.name), trial.identity, "stopped early")
+    job = dataclasses.replace(job, sweep=load_sweep(job.folder))  # settings may have been added
     status = conclude(job, progress.errors, arguments)
     return status if interruption.exit_code is None else interruption.exit_code
 
@@ -200,9 +217,12 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
 def conclude(job: Job, errors: Mapping[str, str], arguments: argparse.Namespace) -> int:
     """Writes results.csv and report.html from the trials' folders, and prints the table; 1 if a trial is missing."""
     for name, error in errors.items():
-        _mark_failed(job, name, error)
+        identity = next(trial.identity for trial in job.sweep.trials if trial.name == name)
+        mark(job.folder.trial(name), identity, "failed", error)
     results = read_results(job.sweep, job.folder)
     print(f"\n{format_table(compare_settings(job.sweep, results))}\n")
+    if steps := describe_steps(results):
+        print(f"steps        {steps}")
     try:
         write_csv(job.folder.results, results)
         write_report(job.folder.report, job.sweep, results)
@@ -216,19 +236,18 @@ def conclude(job: Job, errors: Mapping[str, str], arguments: argparse.Namespace)
         reason = result.status.error if result.status.state == "failed" else errors.get(result.trial.name)
         if reason:
             print(f"failed       {result.trial.name}: {reason}")
-    is_complete = all(result.status.state == "finished" for result in results)
+    is_complete = all(result.status.state in DONE for result in results)
     if not is_complete:
         print(f"resume with  {resume_command(job, arguments)}", flush=True)
     return 0 if is_complete else 1
 
 
-def _mark_failed(job: Job, name: str, error: str) -> None:
-    """For a trial whose process could not say so itself."""
-    folder = job.folder.trial(name)
-    status = read_status(folder, next(trial.identity for trial in job.unfinished if trial.name == name))
-    if status.state != "failed":
+def mark(trial_folder: Path, identity: str, state: State, error: str = "") -> None:
+    """Sets the state of a trial that no process works on."""
+    status = read_status(trial_folder, identity)
+    if status.state != state:
         with suppress(OSError):  # no room even for that; it is printed
-            write_status(folder, dataclasses.replace(status, state="failed", error=error))
+            write_status(trial_folder, dataclasses.replace(status, state=state, error=error))
 
 
 def resume_command(job: Job, arguments: argparse.Namespace) -> str:

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,19 @@ import torch
 from ray import tune
 
 import corrdream
-from sweeps.folders import LockedError, State, Status, SweepError, SweepFolder, hold_lock, read_status, write_status
+from sweeps.folders import (
+    LockedError,
+    State,
+    Status,
+    SweepError,
+    SweepFolder,
+    hold_lock,
+    read_status,
+    write_rung,
+    write_status,
+)
 from sweeps.logs import Warnings, trial_log
+from sweeps.results import collect_metrics
 from sweeps.tracking import Tracker, WandbMode
 
 LOCK_WAIT_SECONDS = 60.0  # the workers of a killed driver live on for some seconds
@@ -42,6 +54,8 @@ class Spec:
     gpus: float
     report_seconds: float
     wandb_mode: WandbMode
+    until: int = 0  # pause after so many steps; 0 runs to the end
+    values: dict[str, float] = dataclasses.field(default_factory=dict)  # that a population has changed since
 
     def to_text(self) -> str:
         """JSON."""
@@ -81,7 +95,11 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         is_done = self._status.state != "running"
         if is_done:
             self._resources.close()
-        return dataclasses.asdict(self._status) | {"done": is_done, "warnings": self._warnings.take()}
+        return dataclasses.asdict(self._status) | {
+            "done": is_done,
+            "warnings": self._warnings.take(),
+            "measured": self._measured,
+        }
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Saves in the trial's own folder; Tune gets the step."""
@@ -104,6 +122,8 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         self._resources = ExitStack()
         self._trainer: Any = None
         self._warnings = Warnings()
+        self._measured: dict[str, float] = {}  # at the rung or the end where the attempt ended
+        self._until = spec.until
         self._status = Status(identity=spec.identity)
         if self._stop_file.exists():
             self._status = dataclasses.replace(self._status, state="stopped")
@@ -125,12 +145,18 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
                 f"corrdream's sources or the prior on node {node} are not those that the sweep was started with;"
                 " put those back and resume, or start a new sweep."
             )
+        if spec.values:  # `identity` stays that of the trial as it was planned
+            config = corrdream.load_config((), {**spec.config, **spec.values})
         torch.set_num_threads(spec.cpus)
         self._resources.enter_context(hold_lock(self._folder / "trial.lock", wait_seconds=LOCK_WAIT_SECONDS))
         self._warnings = self._resources.enter_context(trial_log(self._folder))
         before = read_status(self._folder, spec.identity)
         self._status = dataclasses.replace(
-            before, state="running", max_steps=config.max_steps, attempts=before.attempts + 1, error=""
+            before,
+            state="running",
+            max_steps=config.max_steps,
+            attempts=before.attempts + (before.state != "paused"),  # a pause is no interruption
+            error="",
         )
         self._record()
         device = torch.device("cpu") if config.device == "auto" and not spec.gpus else None
@@ -150,18 +176,32 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
 
     def _advance(self) -> None:
         """Some steps, and what follows from where they end."""
-        report = self._trainer.fit(self._run, seconds=self._report_seconds, should_stop=self._stop_file.exists)
+        report = self._trainer.fit(self._run, seconds=self._report_seconds, should_stop=self._should_stop)
         self._tracker.update()
         state: State = "running"
         if report.finished:
             grades = corrdream.finish_run(self._trainer, self._run)
+            self._measured = self._collect(grades)
             known = {key: value for key, value in grades.items() if value is not None}
             self._tracker.close(known, {name: self._folder / f"{name}.png" for name in ("turntable", "normals")})
             state = "finished"
         elif self._stop_file.exists():
             self._trainer.save_to(self._run)  # it may have come after the last look at it
             state = "stopped"
+        elif self._is_at_rung():
+            self._measured = self._collect(corrdream.measure(self._trainer))
+            write_rung(self._folder, report.step, self._measured)
+            state = "paused"
         self._status = dataclasses.replace(self._status, state=state, step=report.step)
+
+    def _should_stop(self) -> bool:
+        return self._is_at_rung() or self._stop_file.exists()
+
+    def _is_at_rung(self) -> bool:
+        return bool(0 < self._until <= self._trainer.step)
+
+    def _collect(self, graded: Mapping[str, Any]) -> dict[str, float]:
+        return collect_metrics(self._folder, graded, self._status.seconds)
 
     def _give_up_or_raise(self, error: Exception) -> None:
         """Fails the trial if another attempt would fail too; else raises again, and Tune makes that attempt."""

@@ -12,16 +12,13 @@ from corrdream.schedules import Piecewise
 from sweeps.grids import (
     CONFIGS,
     Grid,
-    GridError,
-    base_config,
-    default_labels,
-    describe,
-    expand,
     find_config,
     load_grid,
     parse_prompts,
     parse_seeds,
 )
+from sweeps.parameters import GridError, describe
+from sweeps.trials import base_config, default_labels, expand
 
 RESCALE = "guidance.guidance_rescale"
 SHIPPED = sorted(path.stem for path in (CONFIGS / "grids").glob("*.yaml"))
@@ -92,6 +89,40 @@ def test_parameters_in_the_form_of_wandb_are_read_too(tmp_path: Path, base: Path
     assert {trial.config.guidance.guidance_scale for trial in trials} == {5}
 
 
+def test_the_metric_in_the_form_of_wandb_is_read_too(tmp_path: Path, base: Path):
+    grid = load_grid(write_grid(tmp_path, metric={"name": "dent_error", "goal": "minimize"}))
+    assert (grid.metric, grid.mode) == ("dent_error", "min")
+
+
+def test_a_random_search_has_the_trials_of_its_seed(tmp_path: Path, base: Path):
+    scale = {"distribution": "log_uniform_values", "min": 2, "max": 20}
+    path = write_grid(
+        tmp_path, parameters={"guidance.guidance_scale": scale}, search="random", num_samples=3, seeds=[0, 1]
+    )
+    trials = expand(load_grid(path))
+    assert len(trials) == 6
+    assert len({trial.config.guidance.guidance_scale for trial in trials}) == 3
+    for trial in trials:
+        assert trial.config.guidance.guidance_scale == float(trial.labels["guidance.guidance_scale"])
+    assert expand(load_grid(path)) == trials
+    more = expand(load_grid(path, num_samples=5))
+    assert {trial.identity for trial in trials} < {trial.identity for trial in more}
+
+
+def test_the_budget_of_a_scheduler_is_the_length_of_every_trial(tmp_path: Path, base: Path):
+    path = write_grid(tmp_path, scheduler={"kind": "asha", "budget": 12, "grace_period": 3})
+    assert {(trial.config.max_steps, trial.config.schedule_steps) for trial in expand(load_grid(path))} == {(12, 12)}
+    assert {trial.config.max_steps for trial in expand(load_grid(path, budget=8))} == {8}
+    assert {trial.config.max_steps for trial in expand(load_grid(path, scheduler="fifo"))} == {20}
+    with pytest.raises(GridError, match="use --max-steps"):
+        expand(load_grid(path), ["max_steps=8"])
+
+
+def test_a_setting_of_another_length_has_schedules_of_that_length(tmp_path: Path, base: Path):
+    trials = expand(load_grid(write_grid(tmp_path, parameters={"max_steps": [5, 10]})))
+    assert [(trial.config.max_steps, trial.config.schedule_steps) for trial in trials] == [(5, 5), (10, 10)]
+
+
 def test_identities_and_folders_of_trials_differ_and_stay(tmp_path: Path, base: Path):
     path = write_grid(tmp_path, prompts=["a snowman", "a red cone"], seeds=[0, 1])
     trials = expand(load_grid(path))
@@ -122,14 +153,14 @@ def test_every_shipped_grid_is_found_from_anywhere_and_every_point_of_it_is_vali
     grid = load_grid(name)
     narrow = Grid(**{**vars(grid), "seeds": grid.seeds[:1], "prompts": grid.prompts[:1]})
     trials = expand(narrow, [f"prior.checkpoint={tiny_prior_file}"])
-    assert len(trials) == len(list(grid.settings()))
+    assert len(trials) == len(grid.settings())
     for prompt in grid.prompts:
         corrdream.check_prompt(corrdream.load_config([grid.config], {"prompt": prompt}))
 
 
 def test_the_shipped_rescale_grid_is_eight_short_runs():
     grid = load_grid("rescale")
-    assert [choice.label for choice in grid.parameters[RESCALE]] == ["0", "0.3", "0.5", "0.7"]
+    assert [choice.label for choice in grid.parameters[0].choices] == ["0", "0.3", "0.5", "0.7"]
     assert (len(grid.prompts), len(grid.seeds)) == (2, 1)
     assert default_labels(grid) == {RESCALE: "0.5"}
 
@@ -149,6 +180,7 @@ def test_a_configuration_is_found_beside_the_grid_then_here_then_among_the_shipp
     assert find_config(shipped.name, beside) == beside / shipped.name
 
 
+PBT = {"kind": "pbt", "budget": 20, "perturbation_interval": 10, "ranges": {RESCALE: {"min": 0, "max": 1}}}
 BAD_GRIDS = {
     "unknown key": ({"seds": [0]}, "unknown key 'seds'; did you mean seeds?"),
     "unknown configuration key": ({"parameters": {"guidance.rescale": [0, 1]}}, "guidance.rescale"),
@@ -171,6 +203,43 @@ BAD_GRIDS = {
     "text as seed": ({"seeds": ["zero"]}, "whole numbers from 0"),
     "unknown metric": ({"metric": "beauty"}, "metric must be one of viou_solid"),
     "unknown mode": ({"mode": "best"}, "mode must be max or min"),
+    "metric in another form": ({"metric": {"name": "viou_solid"}}, "metric must be one of viou_solid"),
+    "unknown search": ({"search": "bayes"}, "search must be one of grid, random, optuna, got 'bayes'"),
+    "search without a number": ({"search": "random"}, "give --num-samples"),
+    "too many samples": ({"search": "random", "num_samples": 3}, "has only 2 different settings"),
+    "wrong search seed": ({"search_seed": -1}, "search_seed must be a whole number from 0"),
+    "distribution in a grid": (
+        {"parameters": {RESCALE: {"distribution": "uniform", "min": 0, "max": 1}}},
+        f"parameters.{RESCALE} is a distribution; use --search random",
+    ),
+    "distribution out of range": (
+        {
+            "parameters": {RESCALE: {"distribution": "uniform", "min": 0, "max": 2.0}},
+            "search": "optuna",
+            "num_samples": 1,
+        },
+        "must be in [0, 1], got 2",
+    ),
+    "asha without a budget": ({"scheduler": {"kind": "asha"}}, "asha needs a budget in steps"),
+    "trials of several lengths": (
+        {"parameters": {"max_steps": [5, 10]}, "scheduler": {"kind": "asha", "budget": 10}},
+        "sets max_steps, which scheduler.budget decides",
+    ),
+    "pbt out of range": (
+        {"scheduler": PBT | {"ranges": {RESCALE: {"min": 0, "max": 2}}}},
+        "must be in [0, 1], got 2",
+    ),
+    "pbt of a schedule": (
+        {
+            "overrides": {"guidance.guidance_scale": {"progress": [0, 1], "values": [20, 4]}},
+            "scheduler": PBT | {"ranges": {"guidance.guidance_scale": {"min": 2, "max": 20}}},
+        },
+        "guidance.guidance_scale needs a number to change",
+    ),
+    "pbt of what optuna finds": (
+        {"search": "optuna", "num_samples": 2, "scheduler": PBT},
+        "pbt needs all settings at the start",
+    ),
     "no base": ({"config": "nothing.yaml"}, "nothing.yaml does not exist"),
     "wrong step count": ({"overrides": {"max_steps": 0}}, "max_steps must be at least 1"),
 }

@@ -57,6 +57,10 @@ WRONG_INPUT = {
     "too many threads": (["--cpus-per-trial", "4096"], "more than this machine's"),
     "too many GPUs": (["--gpus-per-trial", "64"], "more than this machine's"),
     "no Ray there": (["--address", "127.0.0.1:1"], "no Ray at 127.0.0.1:1"),
+    "samples of a grid": (["--num-samples", "3"], "--num-samples is for --search random and optuna"),
+    "search without a number": (["--search", "random"], "give --num-samples"),
+    "asha without a budget": (["--scheduler", "asha"], "asha needs a budget in steps"),
+    "search of a resumed sweep": (["--resume", "never", "--search", "random"], "leave out --search"),
     "nothing to resume": (["--resume", "never"], "there is no sweep to resume"),
     "options of a new sweep": (["--resume", "never", "--seeds", "1"], "leave out --seeds"),
 }

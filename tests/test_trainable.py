@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import corrdream
 from sweeps import trainable
-from sweeps.folders import LockedError, SweepFolder, hold_lock, read_status
+from sweeps.folders import LockedError, SweepFolder, hold_lock, read_rungs, read_status
 from sweeps.trainable import CorrDreamTrainable, Spec
 from tests.sweep_folders import tiny_overrides
 
@@ -160,6 +160,31 @@ def test_a_stopped_trial_saves_and_its_continuation_equals_an_undisturbed_run(
     assert (result["state"], result["attempts"]) == ("finished", 2)
     assert_equal(final_tensors(folder_of(spec)), undisturbed)
     assert (folder_of(spec) / "metrics.jsonl").read_text().count("\n") == STEPS
+
+
+def test_a_trial_pauses_at_a_rung_with_its_metrics_and_its_continuation_equals_an_undisturbed_run(
+    make_spec: Callable[..., Spec], undisturbed: dict[str, torch.Tensor]
+):
+    spec = make_spec()
+    for until in (5, 9):
+        result = start(dataclasses.replace(spec, until=until)).train()
+        assert (result["done"], result["state"], result["step"]) == (True, "paused", until)
+        assert read_rungs(folder_of(spec))[until] == result["measured"]
+        assert result["measured"]["seconds"] > 0
+    result = start(dataclasses.replace(spec, until=STEPS)).train()
+    assert (result["state"], result["attempts"]) == ("finished", 1), "a pause is no interruption"
+    assert_equal(final_tensors(folder_of(spec)), undisturbed)
+    assert (folder_of(spec) / "metrics.jsonl").read_text().count("\n") == STEPS
+
+
+def test_a_trial_that_was_killed_while_it_was_measured_is_measured_again(make_spec: Callable[..., Spec]):
+    spec = dataclasses.replace(make_spec(), until=5)
+    trial = start(spec)
+    trial._trainer.fit(trial._run, should_stop=trial._should_stop)
+    trial.cleanup()
+    result = start(spec).train()
+    assert (result["state"], result["step"]) == ("paused", 5)
+    assert list(read_rungs(folder_of(spec))) == [5]
 
 
 def test_while_the_sweep_stops_no_trial_is_opened(make_spec: Callable[..., Spec]):
