@@ -214,6 +214,17 @@ def test_a_resumed_training_equals_one_that_went_through(tmp_path: Path) -> None
             assert torch.equal(ours[name], weight), name
 
 
+def test_a_training_starts_from_the_weights_of_another(tmp_path: Path) -> None:
+    first, second = new_training(), new_training()
+    first.train_step(step_input(first), progress=0.0)
+    first.save(tmp_path)
+    second.start_from(tmp_path / "blocks.safetensors")
+    assert second.step == 0
+    for name, weight in second.model.networks.state_dict().items():
+        torch.testing.assert_close(weight, first.average[name], rtol=1e-3, atol=1e-4)
+        assert torch.equal(second.average[name], weight), name
+
+
 def test_same_seed_same_weights() -> None:
     one, other = new_training(), new_training()
     for training in (one, other):

@@ -143,6 +143,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the built-in prior.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", type=Path, help="folder of an earlier call")
+    parser.add_argument("--weights", type=Path, help="weights file that a new training starts from")
     parser.add_argument("--minutes", type=float, help="of this call")
     parser.add_argument("--total-minutes", type=float, help="of all calls together; default: of this one")
     parser.add_argument("--steps", type=int, help="instead of minutes: the number of steps in all")
@@ -169,6 +170,8 @@ def main() -> None:
     training = Training(settings, BlocksShape(max_tokens=MAX_TOKENS), device)
     if arguments.resume:
         training.load(arguments.resume)
+    elif arguments.weights:
+        training.start_from(arguments.weights)
     if training.rank == 0:
         described = {
             "settings": dataclasses.asdict(settings),

@@ -13,7 +13,7 @@ from corrdream.blocks.grammar import words
 from corrdream.blocks.training_data import NUM_SETS, Objects, render_view_sets
 from corrdream.blocks.training_losses import StepInput, StepLosses, TrainingModel, draw_pairs, draw_timesteps
 from corrdream.cameras import normalize_camera
-from corrdream.prior.blocks import BlocksNetworks, BlocksShape, save_blocks_weights
+from corrdream.prior.blocks import BlocksNetworks, BlocksShape, load_networks, save_blocks_weights
 from corrdream.prior.latents import FOLD, images_to_latents
 from corrdream.prior.text import PADDING
 
@@ -141,6 +141,11 @@ class Training:
             "elapsed_minutes": self.elapsed_minutes,
         }
         torch.save(state, directory / "state.pt")
+
+    def start_from(self, weights: Path) -> None:
+        """Begins with the networks of a weights file of the same sizes; the optimizer and the added heads are new."""
+        self.model.networks.load_state_dict(load_networks(weights).state_dict())
+        self.average = {name: weight.clone() for name, weight in self._weights.items()}
 
     def load(self, directory: Path) -> None:
         """Goes on where `save` was called."""

@@ -99,10 +99,7 @@ class BlocksPrior:
         cls, device: torch.device | None = None, *, path: Path = WEIGHTS, dtype: torch.dtype = torch.float32
     ) -> "BlocksPrior":
         """The prior of a weights file; ValueError if the file is something else."""
-        shape, words = read_metadata(path)
-        networks = BlocksNetworks(shape, words)
-        networks.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
-        return cls(networks, fingerprint=blocks_fingerprint(path), device=device, dtype=dtype)
+        return cls(load_networks(path), fingerprint=blocks_fingerprint(path), device=device, dtype=dtype)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "P L D"]:
@@ -162,6 +159,14 @@ def save_blocks_weights(path: Path, networks: BlocksNetworks, weights: Mapping[s
     half = {name: weight.detach().half().contiguous().cpu() for name, weight in weights.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(half, path, metadata={METADATA_KEY: json.dumps(settings, sort_keys=True)})
+
+
+def load_networks(path: Path) -> BlocksNetworks:
+    """The networks of a weights file, in float32; ValueError if the file is something else."""
+    shape, words = read_metadata(path)
+    networks = BlocksNetworks(shape, words)
+    networks.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
+    return networks
 
 
 def read_metadata(path: Path) -> tuple[BlocksShape, tuple[str, ...]]:
