@@ -1,6 +1,7 @@
 """What a run leaves behind: metrics.jsonl, previews and turntables. The only writer of pictures.
 
-RUN/config.yaml  metrics.jsonl  checkpoints/  previews/step-000100.png  turntable.png  normals.png  grade.json
+RUN/config.yaml  metrics.jsonl  checkpoints/  previews/step-000100.png  turntable.png  normals.png
+    grade.json  quality.json
 """
 
 import json
@@ -50,6 +51,11 @@ class RunFolder:
     def grade(self) -> Path:
         """Metrics against the true shape."""
         return self.path / "grade.json"
+
+    @property
+    def quality(self) -> Path:
+        """Metrics that need no true shape."""
+        return self.path / "quality.json"
 
     def preview(self, step: int) -> Path:
         """Sheet of the training views at a step."""

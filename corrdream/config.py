@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from corrdream.prompts import prompt_of_library
 from corrdream.schedules import Piecewise, Schedule, ScheduleError, Window, value_at
 
 
@@ -257,7 +258,8 @@ class OutputConfig:
 class Config:
     """One run."""
 
-    prompt: str = ""
+    prompt: str = ""  # or lib:WORD_WORD, the prompt of the library that has these words
+    prompt_library: str = ""  # file with a prompt a line, read when the configuration is; empty afterwards
     negative_prompt: str = ""
     seed: int = 0
     max_steps: int = 200
@@ -292,6 +294,11 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] | Map
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(_explain(error)) from error
     assert isinstance(config, Config), "OmegaConf builds the dataclass it was given"
+    try:
+        prompt = prompt_of_library(config.prompt, config.prompt_library)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    config = dataclasses.replace(config, prompt=prompt, prompt_library="")
     if config.schedule_steps == 0:
         config = dataclasses.replace(config, schedule_steps=config.max_steps)
     check_config(config)

@@ -1,6 +1,5 @@
 """What is made of a run or a prompt: strips, grades, turntables, validation sheets, meshes, previews of the prior."""
 
-import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,9 @@ from corrdream.cameras import orbit_cameras
 from corrdream.config import Config, ConfigError
 from corrdream.engine import build_prior, check_prompt, sampling_style
 from corrdream.export import MeshFormat, albedo_function, automatic_threshold, density_grid, extract_mesh, write_mesh
+from corrdream.interfaces import MultiviewPrior
 from corrdream.prior.sampling import sample_views
+from corrdream.quality import measure_quality, select
 from corrdream.rendering import sampling_step
 from corrdream.runs import load_run
 from corrdream.scene import SceneView
@@ -33,31 +34,21 @@ RESOLUTION = {"cpu": 128, "cuda": 256}  # nodes along a side of the grid that a 
 def render_parts(scene: SceneView, cameras: CameraBatch) -> Iterator[RenderOutput]:
     """The scene as it is, unshaded, on the configured background color, a few views at a time."""
     for start in range(0, len(cameras.c2w), VIEWS_AT_ONCE):
-        part = slice(start, start + VIEWS_AT_ONCE)
-        yield scene.render(
-            dataclasses.replace(
-                cameras,
-                c2w=cameras.c2w[part],
-                intrinsics=cameras.intrinsics[part],
-                azimuth=cameras.azimuth[part],
-                elevation=cameras.elevation[part],
-                distance=cameras.distance[part],
-            )
-        )
+        yield scene.render(select(cameras, slice(start, start + VIEWS_AT_ONCE)))
 
 
 def finish_run(trainer: Trainer, run: RunFolder) -> dict[str, float | None]:
-    """Turntable and normals as strips of eight views, and the grade where the truth is known."""
-    return summarize_run(trainer.show(), run)
+    """Turntable and normals as strips of eight views, the grade where the truth is known, and what needs no truth."""
+    return summarize_run(trainer.show(), run, trainer.prior)
 
 
 def measure(trainer: Trainer) -> dict[str, float | None]:
-    """The grade of a run as it is, where the truth is known; writes nothing."""
+    """The grade of a run as it is, or what needs no truth where that is not known; writes nothing."""
     graded = _grade_scene(trainer.show())
-    return graded.to_dict() if graded else {}
+    return graded.to_dict() if graded else measure_quality(trainer.show(), trainer.prior, ()).to_dict()
 
 
-def summarize_run(scene: SceneView, run: RunFolder) -> dict[str, float | None]:
+def summarize_run(scene: SceneView, run: RunFolder, prior: MultiviewPrior) -> dict[str, float | None]:
     """The same of a scene that is not trained any more."""
     colors: list[Picture] = []
     normals: list[Picture] = []
@@ -67,11 +58,14 @@ def summarize_run(scene: SceneView, run: RunFolder) -> dict[str, float | None]:
             normals.append(artifacts.normal_picture(part, view))
     artifacts.write_picture(run.path / "turntable.png", artifacts.strip(colors))
     artifacts.write_picture(run.path / "normals.png", artifacts.strip(normals))
+    found: dict[str, float | None] = {}
     graded = _grade_scene(scene)
-    if graded is None:
-        return {}
-    artifacts.write_json(run.grade, graded.to_dict())
-    return graded.to_dict()
+    if graded is not None:
+        found |= graded.to_dict()
+        artifacts.write_json(run.grade, graded.to_dict())
+    quality = measure_quality(scene, prior, run.read_metrics()).to_dict()
+    artifacts.write_json(run.quality, quality)
+    return found | quality
 
 
 def _grade_scene(scene: SceneView) -> Grade | None:
@@ -85,8 +79,9 @@ def _grade_scene(scene: SceneView) -> Grade | None:
 
 
 def grade(path: Path, checkpoint: Path | None = None) -> dict[str, float | None]:
-    """The metrics of a run of the built-in world; also written to its grade.json."""
-    return summarize_run(*load_run(path, checkpoint))
+    """The metrics of a run, also written to its grade.json (if the truth is known) and quality.json."""
+    scene, run = load_run(path, checkpoint)
+    return summarize_run(scene, run, build_prior(scene.config))
 
 
 def grade_table(path: Path, checkpoint: Path | None = None) -> str:

@@ -163,7 +163,7 @@ class Trainer:
         self, images: RenderOutput, cameras: CameraBatch, settings: StepSettings
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Score distillation from the prior, at one timestep for the whole batch; the loss and what to log."""
-        latents = self.prior.encode_images(images.rgb)
+        latents = self.encode(images.rgb)
         low, high = settings.timestep_range
         timestep = torch.randint(low, high + 1, (), generator=self.generator).to(self.device)
         guidance = score_distillation(
@@ -222,7 +222,7 @@ class Trainer:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The prior's text-conditioned activations for both view sets, under the same noise."""
         config = self.config.correspondence
-        latents = self.prior.encode_images(torch.cat([images.rgb, twin.rgb]))
+        latents = self.encode(torch.cat([images.rgb, twin.rgb]))
         noise = self.draw_noise(latents[: len(latents) // 2])
         timestep = torch.tensor(config.timestep, device=self.device)
         noisy = add_noise(latents, torch.cat([noise, noise]), self.prior.alphas_cumprod[timestep])
@@ -251,6 +251,12 @@ class Trainer:
             case _:
                 assert_never(config.shift)
         return torch.deg2rad(shift.float()).to(self.device)
+
+    def encode(self, images: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B C h w"]:
+        """Latents drawn from the encoder's posterior, as released; a prior without one takes no notice of the noise."""
+        side, channels = self.prior.latent_size, self.prior.latent_channels
+        noise = torch.randn(len(images), channels, side, side, generator=self.generator)
+        return self.prior.encode_images(images, noise.to(images))
 
     def draw_noise(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         """Standard normal noise from the run's own generator."""

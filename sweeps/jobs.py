@@ -13,6 +13,7 @@ import corrdream
 from sweeps import plan
 from sweeps.folders import DONE, PlannedTrial, Sweep, SweepError, SweepFolder, load_sweep, read_status
 from sweeps.grids import Grid, find_config, load_grid, parse_prompts, parse_seeds
+from sweeps.results import measurable_goal
 from sweeps.schedule import Schedule, describe_search
 from sweeps.suggestions import check_optuna, suggester
 from sweeps.tracking import wandb_mode
@@ -72,16 +73,18 @@ def new_job(arguments: argparse.Namespace) -> Job:
         overrides.append(f"max_steps={arguments.max_steps}")
     folder = _new_folder(arguments, grid.name)
     trials = tuple(map(planned, expand(grid, overrides)))
+    base = base_config(grid, overrides)
+    metric, mode = measurable_goal(grid.metric, grid.mode, has_truth=base.prior.kind == "blocks")
     sweep = Sweep(
         name=folder.path.name,
         grid=grid.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         command=arguments.command,
-        metric=grid.metric,
-        mode=grid.mode,
+        metric=metric,
+        mode=mode,
         default=default_labels(grid, overrides),
         trials=trials,
-        base=corrdream.config_to_dict(base_config(grid, overrides)),
+        base=corrdream.config_to_dict(base),
         versions={package: version(package) for package in ("corrdream", "ray", "torch", "numpy")},
         search=grid.search_to_plain(),
     )

@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +26,14 @@ class Metric:
     better: Literal["max", "min", "one"]  # one: the closer to 1 the better
     digits: int = 3
     unit: str = ""
+    needs_truth: bool = True  # a grade; the others are measured of every run
 
 
+ALWAYS_SHOWN = ("match_residual", "seconds")
+WITHOUT_TRUTH: tuple[str, Literal["max", "min"]] = (
+    "match_residual",
+    "min",
+)  # what is best of prompts whose shape is unknown
 RESIDUAL = "correspondence/residual"
 METRICS = (
     Metric(key="viou_solid", title="vIoU", better="max"),
@@ -35,8 +42,13 @@ METRICS = (
     Metric(key="color_error", title="color error", better="min", digits=1, unit="ΔE"),
     Metric(key="saturation_ratio", title="saturation ratio", better="one", digits=2),
     Metric(key="floaters", title="floaters", better="min", digits=4),
-    Metric(key="match_residual", title="match residual", better="min", digits=2, unit="px"),
-    Metric(key="seconds", title="time", better="min", digits=0, unit="s"),
+    Metric(key="hull_gap", title="hull gap", better="min", needs_truth=False),
+    Metric(key="floater_share", title="floater share", better="min", digits=4, needs_truth=False),
+    Metric(key="fuzziness", title="fuzziness", better="min", needs_truth=False),
+    Metric(key="saturation_distance", title="saturation distance", better="min", needs_truth=False),
+    Metric(key="contrast_ratio", title="contrast ratio", better="one", digits=2, needs_truth=False),
+    Metric(key="match_residual", title="match residual", better="min", digits=2, unit="px", needs_truth=False),
+    Metric(key="seconds", title="time", better="min", digits=0, unit="s", needs_truth=False),
 )
 
 
@@ -73,11 +85,11 @@ def read_result(trial: PlannedTrial, trial_folder: Path) -> Result:
     status = read_status(trial_folder, trial.identity)
     metrics: dict[str, float] = {}
     if status.state == "finished":
-        try:
-            graded = json.loads((trial_folder / "grade.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            graded = {}  # a prompt without a true shape
-        metrics = collect_metrics(trial_folder, graded, status.seconds)
+        found: dict[str, Any] = {}
+        for name in ("grade.json", "quality.json"):
+            with suppress(FileNotFoundError, json.JSONDecodeError):  # a prompt without a true shape has no grade
+                found |= json.loads((trial_folder / name).read_text(encoding="utf-8"))
+        metrics = collect_metrics(trial_folder, found, status.seconds)
     at_rung = read_rungs(trial_folder).get(status.step, {}) if status.state == "stopped early" else {}
     return Result(
         trial=trial,
@@ -89,10 +101,12 @@ def read_result(trial: PlannedTrial, trial_folder: Path) -> Result:
     )
 
 
-def collect_metrics(trial_folder: Path, graded: Mapping[str, Any], seconds: float) -> dict[str, float]:
-    """A trial's metrics by key: its grade, and what its rows and its clock say."""
-    metrics = {key: float(value) for key, value in graded.items() if isinstance(value, int | float)}
-    return metrics | _match_residual(read_rows(trial_folder)) | {"seconds": seconds}
+def collect_metrics(trial_folder: Path, measured: Mapping[str, Any], seconds: float) -> dict[str, float]:
+    """A trial's metrics by key: its grade and quality, and what its rows and its clock say."""
+    metrics = {key: float(value) for key, value in measured.items() if isinstance(value, int | float)}
+    if "match_residual" not in measured:  # it was graded alone
+        metrics |= _match_residual(read_rows(trial_folder))
+    return metrics | {"seconds": seconds}
 
 
 def read_rows(trial_folder: Path) -> list[dict[str, float]]:
@@ -115,6 +129,12 @@ def _match_residual(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     residuals = [row[RESIDUAL] for row in rows if math.isfinite(row.get(RESIDUAL, math.nan))]
     last = residuals[-math.ceil(len(residuals) / 4) :] if residuals else []
     return {"match_residual": sum(last) / len(last)} if last else {}
+
+
+def measurable_goal(metric: str, mode: Literal["max", "min"], *, has_truth: bool) -> tuple[str, Literal["max", "min"]]:
+    """The goal, or WITHOUT_TRUTH for one that no run of the sweep could be measured by."""
+    needs_truth = any(known.key == metric and known.needs_truth for known in METRICS)
+    return WITHOUT_TRUTH if needs_truth and not has_truth else (metric, mode)
 
 
 def sort_key(result: Result, metric: str, mode: str) -> tuple[bool, float]:
@@ -233,7 +253,10 @@ def parameters_of(rows: Sequence[SettingRow]) -> list[str]:
 
 def format_table(rows: Sequence[SettingRow]) -> str:
     """The comparison as aligned text, one line a setting."""
-    metrics = [metric for metric in METRICS if any(row.means[metric.key].count for row in rows)]
+    known = [metric for metric in METRICS if any(row.means[metric.key].count for row in rows)]
+    graded = any(metric.needs_truth for metric in known)
+    # What needs no truth is for prompts whose shape is unknown; the others' is in results.csv and in the report.
+    metrics = [m for m in known if m.needs_truth or not graded or m.key in ALWAYS_SHOWN]
     parameters = parameters_of(rows)
     header = [leaf(key) for key in parameters] + ["n"]
     header += [f"{metric.title} {metric.unit}".strip() for metric in metrics]

@@ -22,7 +22,7 @@ from corrdream.config import ConfigError
 from corrdream.prior.attention import build_attention
 from corrdream.prior.mvdream import MvdreamPrior
 from corrdream.prior.mvdream_checkpoint import checkpoint_fingerprint, locate_checkpoint, read_checkpoint
-from corrdream.prior.mvdream_layout import MODELS, check_layout, checkpoint_layout, is_ignored
+from corrdream.prior.mvdream_layout import MODELS, MvdreamShape, check_layout, checkpoint_layout, is_ignored
 from corrdream.prior.network import MultiviewUNet
 from corrdream.prior.text_cache import cached_embeddings, default_cache
 from corrdream.prior.text_clip import Family
@@ -240,6 +240,27 @@ def test_offline_without_a_cached_file_says_what_to_do(tmp_path: Path, monkeypat
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=r"prior\.model=sd-v1\.5-4view is not in the Hugging Face cache.*hf download"):
         locate_checkpoint(MODEL["clip"])
+
+
+def test_a_download_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="cannot be downloaded"):
+        locate_checkpoint(MODEL["open_clip"])
+    assert "downloading it from MVDream/MVDream (about 5 GB, once)" in caplog.text
+    assert "prior.checkpoint=PATH" in caplog.text
+
+
+def test_a_file_of_another_size_says_so_itself(tmp_path: Path) -> None:
+    shape = tiny_shape("clip")
+    path = write_checkpoint(tmp_path / "tiny.safetensors", shape)
+    assert MvdreamShape.from_text(shape.to_text()) == shape
+    assert MvdreamPrior.load(MODEL["clip"], checkpoint=str(path), cache=tmp_path).image_size == shape.image_size
+    pickled = write_checkpoint(tmp_path / "tiny.pt", shape)
+    with pytest.raises(ValueError, match="of another shape"):
+        MvdreamPrior.load(MODEL["clip"], checkpoint=str(pickled), cache=tmp_path)
 
 
 def test_cached_file_is_found_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

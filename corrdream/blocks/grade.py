@@ -197,6 +197,19 @@ DESCRIPTIONS: Mapping[str, str] = {
     "clipped_share": "share of pixels at the end of a channel",
     "shape_retrieved": "1 if no other noun fits better",
     "janus_regions": "faces, 1 is right",
+    # without the truth (quality.py)
+    "hull_gap": "share of the visual hull that is missing",
+    "floater_share": "share of the volume outside its largest part",
+    "fuzziness": "half transparency of what is seen, 0 is crisp",
+    "z_variance": "depth variance along rays / diagonal^2",
+    "saturation_distance": "saturation against the prior's own pictures",
+    "contrast_ratio": "contrast / that of the prior's own pictures",
+    "clipped_pixels": "share of seen pixels at the end of a channel",
+    "match_residual": "matches against reprojections, pixels",
+    "step_seconds_median": "seconds a step",
+    "step_seconds_p95": "seconds of the slowest 5% of the steps and more",
+    "nonfinite_share": "share of steps without a finite gradient",
+    "peak_memory_gb": "GB, of the GPU or else the process",
 }
 
 

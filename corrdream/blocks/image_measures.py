@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.color import deltaE_ciede2000, rgb2hsv, rgb2lab
 
+from corrdream import metrics
+
 MIN_PIXELS = 20  # of a part in all views together; less is not judged
 RESOLVED_DEG = 10.0  # a true depth map that is off by more does not resolve the surface there
 FAR = 0.05  # share of the diagonal beyond which a depth is wrong
-CLIPPED = (3 / 255, 252 / 255)  # a channel beyond these is clipped
 SMALL_REGION = 0.25  # of the true marker's area; smaller regions of its color are not counted
 
 Array = NDArray[Any]
@@ -129,9 +131,7 @@ def saturation_shift(albedo: Float[np.ndarray, "P 3"], true_albedo: Float[np.nda
 
 def clipped_share(albedo: Float[np.ndarray, "P 3"]) -> float | None:
     """Share of pixels with a channel below 3/255 or above 252/255."""
-    if not len(albedo):
-        return None
-    return float(((albedo < CLIPPED[0]) | (albedo > CLIPPED[1])).any(axis=-1).mean())
+    return metrics.clipped_share(torch.from_numpy(albedo))
 
 
 def saturation_ratio(albedo: Float[np.ndarray, "P 3"], true_albedo: Float[np.ndarray, "Q 3"]) -> float | None:
@@ -139,9 +139,7 @@ def saturation_ratio(albedo: Float[np.ndarray, "P 3"], true_albedo: Float[np.nda
 
     None for true objects of nearly one grey, whose deviation says nothing. Floor: 0.97 to 1.
     """
-    if not len(albedo) or not len(true_albedo) or true_albedo.std() < 0.02:
-        return None
-    return float(albedo.std() / true_albedo.std())
+    return metrics.contrast_ratio(torch.from_numpy(albedo), torch.from_numpy(true_albedo))
 
 
 def count_regions(marked: Bool[np.ndarray, "A Z"], min_size: int) -> int:

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.spatial import ConvexHull, KDTree, QhullError
 from skimage.measure import marching_cubes
+
+from corrdream import metrics
 
 OCCUPIED = 0.5  # opacity above which a voxel belongs to the object
 GRAZING = 0.2  # cosine below which a surface is too oblique to count as seen
@@ -30,8 +31,7 @@ Array = NDArray[Any]
 
 def voxel_centers(resolution: int) -> Float[np.ndarray, "P 3"]:
     """Centres of all voxels of the box, float32, with z running fastest."""
-    axis = (np.arange(resolution, dtype=np.float32) + 0.5) * (2 / resolution) - 1
-    return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    return metrics.voxel_centers(resolution).numpy()
 
 
 def opacity_of_density(density: Float[np.ndarray, "N N N"]) -> Float[np.ndarray, "N N N"]:
@@ -41,9 +41,7 @@ def opacity_of_density(density: Float[np.ndarray, "N N N"]) -> Float[np.ndarray,
 
 def solid(occupied: Bool[np.ndarray, "N N N"]) -> Bool[np.ndarray, "N N N"]:
     """The complement of the outside, which floods in through faces from beyond the box."""
-    background, _ = ndimage.label(~np.pad(occupied, 1))
-    outside: Array = background == background[0, 0, 0]
-    return ~outside[1:-1, 1:-1, 1:-1]
+    return metrics.solid(torch.from_numpy(np.ascontiguousarray(occupied))).numpy()
 
 
 def volumetric_iou(predicted: Bool[np.ndarray, "N N N"], true: Bool[np.ndarray, "N N N"]) -> float:

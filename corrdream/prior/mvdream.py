@@ -19,7 +19,12 @@ from corrdream.cameras import normalize_camera
 from corrdream.diffusion import alphas_cumprod
 from corrdream.prior.attention import AttentionKind, build_attention
 from corrdream.prior.autoencoder import Autoencoder, published_autoencoder_weights
-from corrdream.prior.mvdream_checkpoint import checkpoint_fingerprint, locate_checkpoint, read_checkpoint
+from corrdream.prior.mvdream_checkpoint import (
+    checkpoint_fingerprint,
+    locate_checkpoint,
+    read_checkpoint,
+    recorded_shape,
+)
 from corrdream.prior.mvdream_layout import (
     AUTOENCODER,
     MODELS,
@@ -78,9 +83,13 @@ class MvdreamPrior:
         shape: MvdreamShape | None = None,
         cache: Path | None = None,
     ) -> "MvdreamPrior":
-        """The prior of a model's file; ValueError if there is none, or if it holds anything else. `shape`: of tests."""
-        shape = shape or MODELS[model]
+        """The prior of a model's file; ValueError if there is none, or if it holds anything else.
+
+        The sizes are `shape`, or what the file records, or the published model's.
+        """
         path = locate_checkpoint(model, checkpoint)
+        recorded = recorded_shape(path)
+        shape = shape or (MvdreamShape.from_text(recorded) if recorded else MODELS[model])
         weights = read_checkpoint(path)
         check_layout({name: weight.shape for name, weight in weights.items()}, shape, str(path))
         log.info("The prior is %s from %s, in %s, with %s attention.", model, path, dtype, attention)

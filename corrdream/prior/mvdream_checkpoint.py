@@ -1,9 +1,11 @@
 """A published checkpoint's file: where it is, what identifies it, and its weights, read without running any code."""
 
 import hashlib
+import logging
 import pickle
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from jaxtyping import Shaped
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,6 +21,9 @@ REPOSITORY = "MVDream/MVDream"
 EDGE_BYTES = 1 << 20
 SAMPLE_BYTES = 1 << 16
 NUM_SAMPLES = 64
+SHAPE_KEY = "corrdream.mvdream_shape"  # in the metadata of a safetensors file
+
+log = logging.getLogger(__name__)
 
 
 def locate_checkpoint(model: str, checkpoint: str = "") -> Path:
@@ -32,6 +37,14 @@ def locate_checkpoint(model: str, checkpoint: str = "") -> Path:
             raise ValueError(f"prior.checkpoint={checkpoint} does not exist; leave it empty to download {model}.")
         return path
     file = f"{model}.pt"
+    with suppress(LocalEntryNotFoundError):
+        return Path(hf_hub_download(REPOSITORY, file, local_files_only=True))
+    log.warning(
+        "%s is not in the Hugging Face cache: downloading it from %s (about 5 GB, once). "
+        "Give prior.checkpoint=PATH to use a copy.",
+        file,
+        REPOSITORY,
+    )
     try:
         return Path(hf_hub_download(REPOSITORY, file))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError) as error:
@@ -78,6 +91,18 @@ def read_checkpoint(path: Path) -> dict[str, Shaped[Tensor, "..."]]:
     if not isinstance(loaded, Mapping) or not all(isinstance(weight, Tensor) for weight in loaded.values()):
         raise ValueError(f"{path} is not a checkpoint of prior.model: it must map names to tensors.")
     return dict(loaded)
+
+
+def recorded_shape(path: Path) -> str | None:
+    """The sizes that a safetensors file records beside its weights; none in published files, whose sizes are known."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    return metadata.get(SHAPE_KEY)
 
 
 def _load_pickled_tensors(path: Path) -> Any:

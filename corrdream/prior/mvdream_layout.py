@@ -4,8 +4,10 @@ The names are those of latent diffusion: `model.diffusion_model.` is the UNet, `
 `cond_stage_model.` the text tower; the noise schedule's buffers have no prefix.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from corrdream.diffusion import NUM_TIMESTEPS
 from corrdream.prior.autoencoder import LATENT_CHANNELS, AutoencoderShape
@@ -49,6 +51,24 @@ class MvdreamShape:
     def image_size(self) -> int:
         """Side of the images that it encodes, pixels."""
         return self.network.latent_size * self.autoencoder.downsampling
+
+    def to_text(self) -> str:
+        """JSON, as a file of another size than the published ones records it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> "MvdreamShape":
+        """What `to_text` gave."""
+
+        def part(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+        sizes = json.loads(text)
+        return cls(
+            network=NetworkShape(**part(sizes["network"])),
+            autoencoder=AutoencoderShape(**part(sizes["autoencoder"])),
+            text=TextShape(**part(sizes["text"])),
+        )
 
 
 def published_shape(*, text: TextShape, heads: tuple[int, ...], linear_projection: bool) -> MvdreamShape:

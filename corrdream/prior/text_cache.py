@@ -1,4 +1,7 @@
-"""Text embeddings on disk, by content: one file a prompt and model, which many processes may read and write at once."""
+"""Text embeddings on disk, by content: one file a prompt and model, which many processes may read and write at once.
+
+Other results that depend on a prompt and a model alone are kept beside them in the same way.
+"""
 
 import hashlib
 import json
@@ -9,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -40,11 +43,11 @@ def cached_embeddings(
     """
     unique = list(dict.fromkeys(prompts))
     paths = {prompt: directory / "text" / f"{_key(prompt, revision)}.safetensors" for prompt in unique}
-    known = {prompt: embedding for prompt in unique if (embedding := _read(paths[prompt])) is not None}
+    known = {prompt: embedding for prompt in unique if (embedding := read_tensor(paths[prompt])) is not None}
     if missing := [prompt for prompt in unique if prompt not in known]:
         for prompt, embedding in zip(missing, encode(missing).cpu(), strict=True):
             known[prompt] = embedding
-            _write(paths[prompt], embedding)
+            write_tensor(paths[prompt], embedding)
     return torch.stack([known[prompt] for prompt in prompts])
 
 
@@ -52,24 +55,25 @@ def _key(prompt: str, revision: str) -> str:
     return hashlib.sha256(json.dumps([FORMAT, revision, prompt]).encode()).hexdigest()
 
 
-def _read(path: Path) -> Tensor | None:
+def read_tensor(path: Path) -> Shaped[Tensor, "..."] | None:
+    """What `write_tensor` kept there; None, with a warning unless there is no file, where it cannot be read."""
     try:
-        embedding: Tensor = load_file(path)[KEY]
+        tensor: Tensor = load_file(path)[KEY]
     except FileNotFoundError:
         return None
     except (SafetensorError, KeyError) as error:
-        log.warning("%s is no text embedding (%s); it is computed again.", path, error)
+        log.warning("%s is not what was kept there (%s); it is computed again.", path, error)
         return None
-    return embedding
+    return tensor
 
 
-def _write(path: Path, embedding: Tensor) -> None:
+def write_tensor(path: Path, tensor: Shaped[Tensor, "..."]) -> None:
     """Whole or not at all: another process sees no half-written file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
-            file.write(save({KEY: embedding.contiguous()}))
+            file.write(save({KEY: tensor.contiguous()}))
         Path(temporary).replace(path)
     except OSError as error:
-        log.warning("The text embedding cannot be kept in %s (%s); set CORRDREAM_CACHE.", path.parent, error)
+        log.warning("What was computed cannot be kept in %s (%s); set CORRDREAM_CACHE.", path.parent, error)

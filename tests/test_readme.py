@@ -1,0 +1,127 @@
+"""Every command of the README runs, at test size; a command that no rule here covers fails.
+
+Commands come in the README's order and share a working directory, where RUN is a finished run of a released
+configuration (a random checkpoint in the official layout), OLD.yaml a released file, and NAME a finished sweep.
+"""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from corrdream.__main__ import main as corrdream
+from sweeps.run import main as sweep
+from tests.mvdream_files import released_overrides, small_blocks_shape, write_checkpoint
+from tests.sweep_folders import finish_trial, tiny_overrides, write_sweep
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = ("python", "make", "pytest", "CUDA_VISIBLE_DEVICES=0")
+# Of other projects; what they are given must exist.
+OUTSIDE = ("ray", "kubectl", "sbatch", "docker", "git", "pip", "hf", "wandb", "tensorboard")
+RELEASED = "configs/corr-mvdream-sd21-shading.yaml"
+SMALL_PICTURES = {
+    "test": ["--views", "3", "--size", "16"],
+    "validate": ["--size", "16"],
+    "export": ["--resolution", "24"],
+    "preview": ["--num-rows", "1"],
+}
+
+
+def readme_commands() -> list[str]:
+    """From blocks without a language, and from inline code; of tables that say what was, only what is now."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = []
+    for block in re.findall(r"^```(?:sh|bash)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        lines = re.sub(r"\\\n", " ", block).splitlines()
+        found += [line.partition("  #")[0].strip() for line in lines if _program(line) in PROGRAMS + OUTSIDE]
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    is_then = False
+    for line in prose.splitlines():
+        is_then = line.startswith("| then |") or (is_then and line.startswith("|"))
+        shown = line.split(" | ", 1)[1] if is_then else line
+        found += [code for code in re.findall(r"`([^`]+)`", shown) if _program(code) in PROGRAMS and " " in code]
+    return list(dict.fromkeys(found))
+
+
+def _program(line: str) -> str:
+    return line.split(maxsplit=1)[0] if line.strip() else ""
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that make a released configuration small."""
+    checkpoint = write_checkpoint(tmp_path_factory.mktemp("mvdream") / "tiny.safetensors", small_blocks_shape())
+    plain = released_overrides(checkpoint) | {"field.density_blob_scale": 400}
+    return [f"{key}={value}" for key, value in plain.items()]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, released: list[str]) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    shutil.copy(ROOT / "tests/references/upstream_configs/mvdream-sd21.yaml", folder / "OLD.yaml")
+    words = [str(ROOT / RELEASED), "prompt=An astronaut riding a horse", *released, "--run-dir", str(folder / "RUN")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CORRDREAM_CACHE", str(folder / "cache"))
+        assert corrdream(["train", *words]) == 0
+    sweep_folder, planned = write_sweep(folder / "runs" / "NAME", prompts=("a snowman",), seeds=(0,))
+    for trial in planned.trials:
+        finish_trial(sweep_folder, trial, viou=0.7)
+    return folder
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("command", readme_commands())
+def test_command_runs(
+    command: str, workspace: Path, released: list[str], tiny_prior_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("CORRDREAM_CACHE", str(workspace / "cache"))
+    small = [
+        f"{key}={value}" for key, value in tiny_overrides(tiny_prior_file, device="cpu").items() if key != "prompt"
+    ]
+    last = sorted((workspace / "RUN" / "checkpoints").glob("step-*.safetensors"))[-1]
+    words = shlex.split(command.replace("step-....safetensors", last.name))
+    if words[0] == "CUDA_VISIBLE_DEVICES=0":
+        del words[0]
+    match words:
+        case ["python", "-m", "corrdream", name, *rest]:
+            assert corrdream([name, *_small(name, rest, released, small)]) == 0
+        case ["python", "sweeps/run.py", *rest] if "--resume" in rest:
+            assert sweep(rest) == 0
+        case ["python", "sweeps/run.py", *rest]:
+            planned = rest if "--dry-run" in rest else [*rest, "--dry-run"]
+            assert sweep([*planned, *(released if any("mvdream" in word for word in rest) else small)]) == 0
+        case ["make", target]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        case ["pytest", file, option, _]:
+            assert (ROOT / file).is_file()
+            assert f'addoption("{option}"' in (ROOT / "tests/conftest.py").read_text(encoding="utf-8")
+        case [program, *rest] if program in OUTSIDE:
+            files = [word for word in rest if "/" in word and "://" not in word and not word.startswith("-")]
+            assert all((ROOT / file).exists() for file in files if (ROOT / file).parent != ROOT)
+        case _:
+            raise AssertionError(f"no rule covers {command!r}; add one, so that it is tested.")
+
+
+def _small(name: str, rest: list[str], released: list[str], small: list[str]) -> list[str]:
+    """A command's words at test size: fewer steps, small networks and pictures."""
+    words = [re.sub(r"^max_steps=\d+$", "max_steps=3", word) for word in rest]
+    if (
+        name in ("train", "preview")
+        and "--resume" not in words
+        and not any(word.startswith("weights=") for word in words)
+    ):
+        words += released if any("mvdream" in word for word in words) else [*small, "max_steps=2"]
+    return words + SMALL_PICTURES.get(name, [])
+
+
+def test_the_readme_has_commands_of_every_kind() -> None:
+    commands = "\n".join(readme_commands())
+    for name in ("train", "test", "grade", "preview", "export", "doctor", "import-config"):
+        assert f"corrdream {name}" in commands
+    assert "sweeps/run.py --resume" in commands
+    assert "make sweep" in commands
+    assert "launch.py" not in commands
