@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from corrdream.backends import EXTRA
+from corrdream.backends import BROKEN, EXTRA, MissingBackendError, install
+from corrdream.prior.attention import build_attention
 from corrdream.prior.blocks import WEIGHTS, blocks_fingerprint
 from corrdream.prior.mvdream_checkpoint import REPOSITORY
 
@@ -26,7 +27,7 @@ USE = {
 }
 OPEN_CLIP = "2.7.0"  # the last that hands MVDream's code tensors in the layout that it expects
 MODELS = ("sd-v2.1-base-4view", "sd-v1.5-4view")
-BROKEN = (ImportError, OSError, RuntimeError, AttributeError)  # what a package built for something else raises
+TCNN_BINDINGS = "tinycudann_bindings"  # holds _90_C.*.so, say, for compute capability 9.0
 
 
 def examine() -> Iterator[str]:
@@ -61,18 +62,36 @@ def describe_torch() -> Iterator[str]:
 
 def describe_package(package: str) -> str:
     """Whether an optional package can be imported, and what to do if not."""
-    cure = f"pip install 'corrdream[{EXTRA[package]}]'"
+    cure = install(package)
     if importlib.util.find_spec(package) is None:
         return f"{package}: not installed ({USE[package]}); {cure}"
     try:
         importlib.import_module(package)
     except BROKEN as error:
         return f"{package}: installed, but import failed: {' '.join(str(error).split())}; reinstall: {cure}"
-    return f"{package} {_version(package)}: ok"
+    obstacle = _without_kernels(package)
+    return f"{package} {_version(package)}: {f'imported, but {obstacle}' if obstacle else 'ok'}"
+
+
+def _without_kernels(package: str) -> str | None:
+    """Why an imported package cannot compute here: some say so only when they are used."""
+    gpu = torch.cuda.is_available()
+    match package:
+        case "nerfacc" if importlib.util.find_spec("nerfacc.csrc") is None:
+            if shutil.which("nvcc") is None:
+                return "its kernels are not built, and without nvcc on the PATH cannot be: install CUDA's compiler"
+            return "its kernels are compiled when they are first used, which takes minutes"
+        case "xformers" if gpu:
+            try:
+                build_attention("xformers", torch.device("cuda"), torch.float16)
+            except MissingBackendError as error:
+                return " ".join(str(error).split())
+    return None if gpu or package == "mvdream" else "of no use without an NVIDIA GPU"
 
 
 def clashes() -> Iterator[str]:
     """Versions that are known not to work together."""
+    yield from _built_for_other_gpus()
     built_for = _requirement("xformers", "torch")
     if built_for and built_for.split("+")[0] != torch.__version__.split("+")[0]:
         yield f"clash: xformers is built for torch {built_for}, installed is {torch.__version__}; install its match"
@@ -85,6 +104,22 @@ def clashes() -> Iterator[str]:
             f"clash: open-clip-torch {open_clip} lays tensors out differently, mvdream's text embeddings come out "
             f"wrong without an error; pip install open-clip-torch=={OPEN_CLIP}"
         )
+
+
+def _built_for_other_gpus() -> Iterator[str]:
+    """GPUs whose architecture tiny-cuda-nn was not built for."""
+    spec = importlib.util.find_spec(TCNN_BINDINGS)
+    folders = spec.submodule_search_locations if spec else None
+    names = [path.name for folder in folders or () for path in Path(folder).glob("_*_C*.so")]
+    built = sorted({int(found[1]) for name in names if (found := re.match(r"_(\d+)_C\b", name))})
+    for index in range(torch.cuda.device_count() if built else 0):
+        major, minor = torch.cuda.get_device_capability(index)
+        if 10 * major + minor not in built:
+            yield (
+                f"clash: tinycudann is built for compute capability {', '.join(f'{n / 10:.1f}' for n in built)}, GPU "
+                f"{index} has {major}.{minor}; rebuild it: TCNN_CUDA_ARCHITECTURES={10 * major + minor} "
+                f"{install('tinycudann')} --force-reinstall --no-deps"
+            )
 
 
 def describe_weights() -> Iterator[str]:

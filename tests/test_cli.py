@@ -108,6 +108,27 @@ def test_doctor_names_every_optional_package_with_its_cure(capsys: pytest.Captur
         assert "not installed" not in line or "pip install" in line
 
 
+def test_doctor_sees_a_binding_that_was_built_for_another_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tinycudann_bindings").mkdir()
+    (tmp_path / "tinycudann_bindings" / "_86_C.cpython-312-x86_64-linux-gnu.so").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    (line,) = [line for line in doctor.clashes() if "tinycudann" in line]
+    assert line.startswith("clash: tinycudann is built for compute capability 8.6, GPU 0 has 9.0; rebuild it: ")
+    assert "TCNN_CUDA_ARCHITECTURES=90 pip install 'corrdream[cuda]'" in line
+    (tmp_path / "tinycudann_bindings" / "_90_C.so").touch()
+    assert not [line for line in doctor.clashes() if "tinycudann" in line]
+
+
+def test_doctor_sees_kernels_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "nerfacc").mkdir()
+    (tmp_path / "nerfacc" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert "its kernels are not built, and without nvcc on the PATH" in doctor.describe_package("nerfacc")
+
+
 def test_doctor_sees_versions_that_clash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def distribution(name: str, version: str, *requirements: str) -> None:
         folder = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
@@ -145,6 +166,7 @@ def test_what_is_wrong_with_a_configuration_is_one_line(
         (*settings, "guidance.guidance_rescale=1.5"): "guidance.guidance_rescale must be in [0, 1], got 1.5",
         (*settings, "cameras.batch_size=6"): "cameras.batch_size must be a multiple of the prior's 4 views, got 6",
         (*settings, f"prior.checkpoint={garbage}"): "garbage.safetensors is not a weights file",
+        (*settings, "rendering.backend=nerfacc"): "rendering.backend=nerfacc needs an NVIDIA GPU, the device is cpu",
         (*settings, "weights=nowhere.safetensors"): "weights=nowhere.safetensors does not exist",
         (*settings, f"weights={garbage}"): "garbage.safetensors is torn or not a safetensors file",
         (*settings, "background.kind=nothing"): "background.kind",
