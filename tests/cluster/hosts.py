@@ -8,6 +8,7 @@ see one folder as SHARED, as they would a network file system.
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -107,6 +108,7 @@ class Host:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
     def run(self, line: str, *, seconds: float = 300.0, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -115,8 +117,7 @@ class Host:
         try:
             output, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            process.kill()
-            output, _ = process.communicate()
+            output = end(process)
             raise AssertionError(f"{self.name}: {line}: no end after {seconds:.0f} s\n{output}") from None
         assert not check or process.returncode == 0, f"{self.name}: {line}: status {process.returncode}\n{output}"
         return subprocess.CompletedProcess(line, process.returncode, output)
@@ -154,6 +155,12 @@ def _namespaces(pid: int) -> set[str]:
     with suppress(FileNotFoundError, ProcessLookupError):  # it may have ended
         return {str(path.readlink()) for path in Path(f"/proc/{pid}/ns").iterdir()}
     return set()
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    """Kills what `Host.start` started, with all that it has started itself; returns what they printed."""
+    os.killpg(process.pid, signal.SIGKILL)
+    return process.communicate()[0]
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = WAIT_SECONDS) -> None:
