@@ -192,6 +192,8 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
     interruption.install()
     if resources.get("CPU", 0) < arguments.cpus_per_trial or resources.get("GPU", 0) < placement.gpus:
         _say("The cluster cannot hold a trial now; waiting until it grows.")
+    if arguments.address and arguments.gpus_per_trial is None and resources.get("GPU"):
+        _say(f"The cluster's {resources['GPU']:g} GPU(s) stay idle: --gpus-per-trial 1 gives each trial one.")
     concurrent = placement.concurrent or max(1, int(resources.get("CPU", 1)) // arguments.cpus_per_trial)
     progress = Progress(
         job.sweep,

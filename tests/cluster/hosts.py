@@ -25,7 +25,7 @@ LAPTOP = "laptop"
 NETWORK = "10.88.0"
 PREFIX = "corrdream-hosts-"  # of the folder that holds all of it
 WAIT_SECONDS = 20.0
-NEEDED = {"sshd": "openssh-server", "ip": "iproute2", "rsync": "rsync", "nsenter": "util-linux", "make": "make"}
+NEEDED = {"sshd": "openssh-server", "ip": "iproute2", "rsync": "rsync", "ps": "procps", "make": "make"}
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 SET_UP = """
@@ -159,7 +159,8 @@ def _namespaces(pid: int) -> set[str]:
 
 def end(process: subprocess.Popen[str]) -> str:
     """Kills what `Host.start` started, with all that it has started itself; returns what they printed."""
-    os.killpg(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     return process.communicate()[0]
 
 

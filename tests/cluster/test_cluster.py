@@ -12,7 +12,7 @@ import pytest
 
 from sweeps.folders import SweepFolder, load_sweep
 from tests.cluster.conftest import SERVERS, Cluster, active_nodes
-from tests.cluster.hosts import HOME, SHARED, end, wait_for
+from tests.cluster.hosts import HOME, SHARED, Host, end, wait_for
 from tests.sweep_folders import RESCALE, read_json, tiny_overrides, write_grid
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
@@ -99,7 +99,7 @@ def test_ray_submit_hands_on_that_the_script_failed(cluster: Cluster):
 def submit_job(cluster: Cluster, identifier: str, words: str) -> None:
     """Through a tunnel that is closed again at once: the user shuts the laptop."""
     tunnel = cluster.lan.laptop.start(f"{cluster.setting} && exec ray dashboard {cluster.file}")
-    wait_for(lambda: cluster.user("curl --silent localhost:8265", check=False)[0] == 0, "the tunnel", seconds=60)
+    wait_for(lambda: cluster.user(": < /dev/tcp/localhost/8265", check=False)[0] == 0, "the tunnel", seconds=120)
     submit = f"ray job submit --address http://localhost:8265 --submission-id {identifier} --no-wait --working-dir ."
     cluster.user(f"{submit} -- python sweeps/run.py {words}")
     end(tunnel)
@@ -143,9 +143,9 @@ def wait_for_trial(sweep: Path, host: str) -> str:
     """The name of a trial that runs on the host now and has a checkpoint."""
 
     def found() -> list[str]:
-        there = [sweep / "trials" / name for name, holder in holders(sweep).items() if holder.endswith(f" on {host}")]
-        running = [trial for trial in there if read_json(trial / "status.json")["state"] == "running"]
-        return [trial.name for trial in running if list((trial / "checkpoints").glob("step-*"))]
+        running = [path.parent for path in sweep.glob("trials/*/status.json") if read_json(path)["state"] == "running"]
+        there = [trial for trial in running if holders(sweep)[trial.name].endswith(f" on {host}")]
+        return [trial.name for trial in there if list((trial / "checkpoints").glob("step-*"))]
 
     wait_for(found, f"a checkpoint on {host}", seconds=SLOW)
     return found()[0]
@@ -157,7 +157,7 @@ def test_ray_down_ends_ray_on_every_host(cluster: Cluster):
         wait_for(
             lambda server=server: not [line for line in server.processes() if "ray" in line],
             f"the end of Ray on {server.name}",
-            seconds=180,
+            seconds=300,
         )
 
 
@@ -166,25 +166,27 @@ def test_the_batch_file_of_slurm_runs_a_sweep_in_its_allocation_and_resumes_it(c
     (head.home / "bin").mkdir()
     (head.home / "bin" / "srun").write_text(SRUN)
     (head.home / "bin" / "srun").chmod(0o755)
-    slurm = "export SLURM_NNODES=2 SLURM_CPUS_ON_NODE=1 SLURMD_NODENAME=head"
-    start = (
-        f"export PYTHONPATH=~/corrdream-src PATH=~/bin:$PATH; {slurm}; cd ~/corrdream-src; bash cluster/sweep.sbatch"
-    )
-    end = "~/corrdream-src/.venv/bin/ray stop"  # as Slurm ends what a job leaves; in a host it sees that host's alone
-
-    shown = head.run(f"{start} --grid {grid} --name batch", seconds=SLOW).stdout
-    print(shown)
+    run_batch(head, worker, f"--grid {grid} --name batch")
     sweep = cluster.storage / "batch"
     assert states(sweep) == ["finished"] * 4
     assert hosts_of(sweep) == {"head", "worker1"}
-    for server in (head, worker):
-        server.run(end)
 
-    first = next(sweep.glob("trials/*"))
-    shutil.rmtree(first)
-    shown = head.run(f"{start} --resume batch", seconds=SLOW).stdout
-    print(shown)
+    shutil.rmtree(next(sweep.glob("trials/*")))
+    shown = run_batch(head, worker, "--resume batch")
     assert "3 finished, 1 to run" in shown
     assert states(sweep) == ["finished"] * 4
-    for server in (head, worker):
-        server.run(end)
+
+
+def run_batch(head: Host, worker: Host, words: str) -> str:
+    """Runs the batch file as Slurm does on the first node, and ends what it leaves, as Slurm does; what it printed."""
+    slurm = "SLURM_NNODES=2 SLURM_CPUS_ON_NODE=1 SLURMD_NODENAME=head PYTHONPATH=~/corrdream-src PATH=~/bin:$PATH"
+    batch = f"cd ~/corrdream-src && {slurm} exec bash cluster/sweep.sbatch {words} > ~/batch.log 2>&1"
+    started = head.start(batch)
+    status = started.wait(timeout=SLOW)
+    end(started)
+    for host in (head, worker):
+        host.run("~/corrdream-src/.venv/bin/ray stop")  # in a host it sees that host's processes only
+    shown = (head.home / "batch.log").read_text()
+    print(shown)
+    assert status == 0, shown
+    return shown
