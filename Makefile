@@ -1,4 +1,4 @@
-# make sweep | make test | make check | make test-cluster: each makes the environment first, and only when the pins changed.
+# make sweep | make test | make check | make test-cluster: each makes the environment first, only when the pins changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
