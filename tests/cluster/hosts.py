@@ -152,7 +152,7 @@ def all_namespaces() -> set[str]:
 
 
 def _namespaces(pid: int) -> set[str]:
-    with suppress(FileNotFoundError, ProcessLookupError):  # it may have ended
+    with suppress(OSError):  # it may have ended, or be a stranger's
         return {str(path.readlink()) for path in Path(f"/proc/{pid}/ns").iterdir()}
     return set()
 
