@@ -1,4 +1,4 @@
-# make sweep | make test | make check: each makes the environment first, and only when the pins changed.
+# make sweep | make test | make check | make test-cluster: each makes the environment first, only when the pins changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export PYTHONNOUSERSITE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup sweep test check format constraints clean
+.PHONY: setup sweep test check test-cluster format constraints clean
 
 setup: $(READY)
 
@@ -34,13 +34,17 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
+# Several hosts on this machine, as root; what they leave behind is a failure.
+test-cluster: $(READY)
+	$(BIN)/python -m pytest tests/cluster -m cluster --durations=0
+
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 # The exact versions that are tested; torch is pinned here and nowhere else.
 constraints: $(READY)
-	echo 'torch==2.13.0' | $(BIN)/uv pip compile --universal --python-version 3.11 pyproject.toml --extra dev \
+	echo 'torch==2.13.0' | $(BIN)/uv pip compile --universal --python-version 3.11 pyproject.toml --extra dev --extra cloud \
 		--no-header --no-annotate -c - -o constraints.txt
 
 clean:

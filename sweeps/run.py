@@ -65,12 +65,15 @@ def start(job: Job, arguments: argparse.Namespace) -> int:
         return 0
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     from sweeps.launch import ray_session
+    from sweeps.nodes import check_nodes
 
     machine = placement.machine
     with (
         ray_session(arguments.address, num_cpus=machine.cpus, num_gpus=machine.gpus) as resources,
         ExitStack() as locks,
     ):
+        if arguments.address:
+            check_nodes(job.folder.path.parent, job.config())
         if job.is_new:
             job = create(job, placement, may_rename=not arguments.name)
             locks.enter_context(hold_lock(job.folder.driver_lock))
@@ -123,7 +126,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="join this Ray cluster (default: $RAY_ADDRESS, or start an own one)",
     )
     parser.add_argument(
-        "--storage", type=_folder, default=Path("runs"), metavar="DIR", help="where sweeps lie (default: runs)"
+        "--storage",
+        type=_folder,
+        default=os.environ.get("CORRDREAM_STORAGE") or "runs",
+        metavar="DIR",
+        help="where sweeps lie (default: $CORRDREAM_STORAGE, or runs)",
     )
     parser.add_argument("--name", help="folder below --storage (default: the grid's name and the time)")
     parser.add_argument("--resume", metavar="NAME", help="finish a sweep that was interrupted")
@@ -185,6 +192,8 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
     interruption.install()
     if resources.get("CPU", 0) < arguments.cpus_per_trial or resources.get("GPU", 0) < placement.gpus:
         _say("The cluster cannot hold a trial now; waiting until it grows.")
+    if arguments.address and arguments.gpus_per_trial is None and resources.get("GPU"):
+        _say(f"The cluster's {resources['GPU']:g} GPU(s) stay idle: --gpus-per-trial 1 gives each trial one.")
     concurrent = placement.concurrent or max(1, int(resources.get("CPU", 1)) // arguments.cpus_per_trial)
     progress = Progress(
         job.sweep,

@@ -8,6 +8,7 @@ ray.__version__ = sys.argv[1] if sys.argv[1:] else ray.__version__
 ray.init(
     address="local",
     num_cpus=2,
+    num_gpus=1,  # Ray believes it
     include_dashboard=False,
     log_to_driver=False,
     logging_level="ERROR",

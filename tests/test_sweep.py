@@ -291,5 +291,7 @@ def test_a_sweep_joins_a_ray_that_runs_and_leaves_it_running(tmp_path: Path, tin
         ended = run_beside(address, grid, "--max-steps", "3")
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert f"Ray at {address}" in ended.stdout
+        assert "The cluster's 1 GPU(s) stay idle" in ended.stdout
+        assert not list((tmp_path / "runs").glob(".nodes-*")), "the question to the nodes leaves nothing"
         host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), timeout=10).close()
