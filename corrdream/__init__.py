@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from corrdream.backends import require as require
     from corrdream.checkpoint import CheckpointError as CheckpointError
+    from corrdream.checkpoint import fingerprint as fingerprint
     from corrdream.config import Config as Config
     from corrdream.config import ConfigError as ConfigError
     from corrdream.config import config_to_dict as config_to_dict
@@ -21,9 +22,16 @@ if TYPE_CHECKING:
     from corrdream.runs import RunError as RunError
     from corrdream.runs import check_folder as check_folder
     from corrdream.runs import open_run as open_run
+    from corrdream.tracking import Tracker as Tracker
     from corrdream.trainer import Report as Report
     from corrdream.trainer import Trainer as Trainer
     from corrdream.trainer import TrainingDivergedError as TrainingDivergedError
+    from corrdream.wandb_runs import WandbMode as WandbMode
+    from corrdream.wandb_runs import WandbRun as WandbRun
+    from corrdream.wandb_runs import explain_wandb_mode as explain_wandb_mode
+    from corrdream.wandb_runs import has_wandb_key as has_wandb_key
+    from corrdream.wandb_runs import open_wandb_run as open_wandb_run
+    from corrdream.wandb_runs import wandb_mode as wandb_mode
 
 _HOMES = {
     "backends": ("require",),
@@ -31,7 +39,9 @@ _HOMES = {
     "engine": ("build", "build_prior", "check_prompt", "identity"),
     "runs": ("RunError", "check_folder", "open_run"),
     "outputs": ("finish_run", "grade", "measure"),
-    "checkpoint": ("CheckpointError",),
+    "checkpoint": ("CheckpointError", "fingerprint"),
+    "tracking": ("Tracker",),
+    "wandb_runs": ("WandbMode", "WandbRun", "explain_wandb_mode", "has_wandb_key", "open_wandb_run", "wandb_mode"),
     "trainer": ("Report", "Trainer", "TrainingDivergedError"),
 }
 _MODULE_OF = {name: f"corrdream.{module}" for module, names in _HOMES.items() for name in names}

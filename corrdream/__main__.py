@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -119,6 +119,7 @@ def _split(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
 def _train(options: argparse.Namespace) -> int:
     from corrdream import outputs, runs
     from corrdream.engine import check_prompt
+    from corrdream.tracking import open_tracker
 
     files, overrides = _split(options.inputs)
     if options.resume is not None:
@@ -130,9 +131,10 @@ def _train(options: argparse.Namespace) -> int:
         check_prompt(config)
         folder = options.run_dir or _new_folder(config)
         trainer, run = runs.open_run(folder, config, command=sys.argv, fresh=True)
-    with _interruptible() as interrupted:
+    with _interruptible() as interrupted, closing(open_tracker(run, trainer.config)) as tracker:
         while not trainer.finished and not interrupted():
             report = trainer.fit(run, seconds=5.0, should_stop=interrupted)
+            tracker.update()
             if report.metrics:
                 print(
                     f"step {report.step}/{report.max_steps}  loss {report.metrics['loss/total']:.4g}"
@@ -143,7 +145,8 @@ def _train(options: argparse.Namespace) -> int:
             trainer.save_to(run)
             print(f"Stopped at step {trainer.step}. Continue: python -m corrdream train --resume {run.path}")
             return EXIT_INTERRUPTED
-    outputs.finish_run(trainer, run)
+        grades = outputs.finish_run(trainer, run)
+        tracker.close({key: value for key, value in grades.items() if value is not None})
     print(f"Done: {run.path}")
     return 0
 

@@ -1,7 +1,7 @@
 """What a run leaves behind: metrics.jsonl, previews and turntables. The only writer of pictures.
 
-RUN/config.yaml  metrics.jsonl  checkpoints/  previews/step-000100.png  turntable.png  normals.png
-    grade.json  quality.json
+RUN/config.yaml  metrics.jsonl  checkpoints/  previews/step-000100.png  grade.json  quality.json
+    turntable.png  normals.png  turntable.mp4  mesh.glb  tensorboard/  wandb/ (when asked)
 """
 
 import json
@@ -64,6 +64,14 @@ class RunFolder:
     def matches(self, step: int) -> Path:
         """Matches of the last correspondence step before a preview."""
         return self.path / "previews" / f"matches-{step:06d}.png"
+
+    def pictures(self) -> dict[int, dict[str, Path]]:
+        """Those made during the training, by step and then by `preview` and `matches`."""
+        found: dict[int, dict[str, Path]] = {}
+        for kind, key in (("step", "preview"), ("matches", "matches")):
+            for path in (self.path / "previews").glob(f"{kind}-*.png"):
+                found.setdefault(int(path.stem.rpartition("-")[2]), {})[key] = path
+        return found
 
     def append_metrics(self, row: Mapping[str, float]) -> None:
         """Adds one line."""

@@ -252,6 +252,10 @@ class OutputConfig:
     checkpoint_keep: int = 2
     preview_every: int = 100  # steps; 0 writes none
     preview_size: int = 64  # pixels
+    video: bool = True  # turntable.mp4 at the end
+    mesh: bool = True  # mesh.glb at the end, with a color a vertex; `export` writes textured ones
+    # TensorBoard is always written; auto: $WANDB_MODE, or online with a key and offline without. Of a sweep: --wandb
+    wandb: Literal["disabled", "auto", "offline", "online"] = "disabled"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -226,19 +226,20 @@ def to_bytes(colors: Float[np.ndarray, "P 3"]) -> UInt8[np.ndarray, "P 3"]:
 def write_mesh(
     mesh: Mesh, folder: Path, *, kind: MeshFormat, albedo: AlbedoFunction, texture_size: int = TEXTURE_SIZE
 ) -> Path:
-    """Writes FOLDER/mesh.KIND, an obj with mesh.mtl and mesh.png beside it; returns its path."""
+    """Writes FOLDER/mesh.KIND, an obj with mesh.mtl and mesh.png beside it; returns its path.
+
+    A ply, and a glb with a `texture_size` of zero, have a color a vertex instead of a texture, which is much faster.
+    """
     files: dict[str, bytes]
     match kind:
         case "ply":
-            colors = to_bytes(albedo(mesh.vertices))
-            colored = trimesh.Trimesh(mesh.vertices, mesh.triangles, vertex_colors=colors, process=False)
-            files = {"mesh.ply": colored.export(file_type="ply")}
+            files = {"mesh.ply": _colored(mesh, albedo).export(file_type="ply")}
         case "obj":
             files = _obj_files(_textured(mesh, albedo, texture_size, kind))
         case "glb":
-            textured = _textured(mesh, albedo, texture_size, kind)
-            textured.apply_transform(Y_UP)
-            files = {"mesh.glb": textured.export(file_type="glb")}
+            shown = _textured(mesh, albedo, texture_size, kind) if texture_size else _colored(mesh, albedo)
+            shown.apply_transform(Y_UP)
+            files = {"mesh.glb": shown.export(file_type="glb")}
         case _:
             assert_never(kind)
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,6 +248,11 @@ def write_mesh(
         temporary.write_bytes(content)
         temporary.replace(folder / name)
     return folder / f"mesh.{kind}"
+
+
+def _colored(mesh: Mesh, albedo: AlbedoFunction) -> trimesh.Trimesh:
+    colors = to_bytes(albedo(mesh.vertices))
+    return trimesh.Trimesh(mesh.vertices, mesh.triangles, vertex_colors=colors, process=False)
 
 
 def _textured(mesh: Mesh, albedo: AlbedoFunction, texture_size: int, kind: MeshFormat) -> trimesh.Trimesh:

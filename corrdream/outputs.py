@@ -1,4 +1,4 @@
-"""What is made of a run or a prompt: strips, grades, turntables, validation sheets, meshes, previews of the prior."""
+"""What is made of a run or a prompt: turntables, grades, validation sheets, meshes, previews of the prior."""
 
 import logging
 from collections.abc import Iterator
@@ -13,7 +13,16 @@ from corrdream.blocks.grammar import CaptionError, parse_caption
 from corrdream.cameras import orbit_cameras
 from corrdream.config import Config, ConfigError
 from corrdream.engine import build_prior, check_prompt, sampling_style
-from corrdream.export import MeshFormat, albedo_function, automatic_threshold, density_grid, extract_mesh, write_mesh
+from corrdream.export import (
+    TEXTURE_SIZE,
+    ExportError,
+    MeshFormat,
+    albedo_function,
+    automatic_threshold,
+    density_grid,
+    extract_mesh,
+    write_mesh,
+)
 from corrdream.interfaces import MultiviewPrior
 from corrdream.prior.sampling import sample_views
 from corrdream.quality import measure_quality, select
@@ -27,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 PICTURE_SIZE = 128  # pixels
 VIEWS_AT_ONCE = 4
+VIDEO_VIEWS, VIDEO_RATE = 32, 16  # of a full turn, a second
 DDIM_STEPS = 50
 RESOLUTION = {"cpu": 128, "cuda": 256}  # nodes along a side of the grid that a mesh is taken from
 
@@ -38,8 +48,18 @@ def render_parts(scene: SceneView, cameras: CameraBatch) -> Iterator[RenderOutpu
 
 
 def finish_run(trainer: Trainer, run: RunFolder) -> dict[str, float | None]:
-    """Turntable and normals as strips of eight views, the grade where the truth is known, and what needs no truth."""
-    return summarize_run(trainer.show(), run, trainer.prior)
+    """Turntable as a strip and as a video, normals, mesh, the grade where the truth is known, and what needs no truth."""
+    scene, output = trainer.show(), trainer.config.output
+    if output.video:
+        parts = render_parts(scene, scene.orbit(VIDEO_VIEWS, size=PICTURE_SIZE))
+        frames = [artifacts.to_picture(rgb) for part in parts for rgb in part.rgb]
+        artifacts.write_video(run.path / "turntable.mp4", frames, VIDEO_RATE)
+    if output.mesh:
+        try:
+            _write_surface(scene, run.path, kind="glb", threshold=None, resolution=None, texture_size=0)
+        except ExportError as error:
+            logger.warning("No mesh.glb: %s", error)
+    return summarize_run(scene, run, trainer.prior)
 
 
 def measure(trainer: Trainer) -> dict[str, float | None]:
@@ -116,6 +136,20 @@ def export(
 ) -> Path:
     """Writes RUN/export/mesh.KIND and returns its path; no threshold separates the seen from the unseen."""
     scene, run = load_run(path, checkpoint)
+    return _write_surface(
+        scene, run.path / "export", kind=kind, threshold=threshold, resolution=resolution, texture_size=TEXTURE_SIZE
+    )
+
+
+def _write_surface(
+    scene: SceneView,
+    folder: Path,
+    *,
+    kind: MeshFormat,
+    threshold: float | None,
+    resolution: int | None,
+    texture_size: int,
+) -> Path:
     config, field, device = scene.config, scene.scene.field, scene.device
     radius = config.field.radius
     density = density_grid(field, radius=radius, resolution=resolution or RESOLUTION[device.type], device=device)
@@ -123,7 +157,7 @@ def export(
         threshold = automatic_threshold(density, sampling_step(radius, config.rendering.num_samples_per_ray))
     mesh = extract_mesh(density, radius=radius, threshold=threshold)
     logger.info("Surface at density %.4g: %d triangles; coloring it.", threshold, len(mesh.triangles))
-    return write_mesh(mesh, run.path / "export", kind=kind, albedo=albedo_function(field, device))
+    return write_mesh(mesh, folder, kind=kind, albedo=albedo_function(field, device), texture_size=texture_size)
 
 
 def preview(config: Config, out: Path, *, num_rows: int) -> Path:

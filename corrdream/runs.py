@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import platform
+import secrets
 import shutil
 import subprocess
 import time
@@ -145,6 +146,7 @@ def _provenance(command: Sequence[str], config: Config) -> dict[str, object]:
         except PackageNotFoundError:
             versions[package] = "not installed"
     return {
+        "id": secrets.token_hex(8),
         "command": list(command),
         "identity": identity(config),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -16,7 +16,6 @@ from sweeps.grids import Grid, find_config, load_grid, parse_prompts, parse_seed
 from sweeps.results import measurable_goal
 from sweeps.schedule import Schedule, describe_search
 from sweeps.suggestions import check_optuna, suggester
-from sweeps.tracking import wandb_mode
 from sweeps.trials import base_config, default_labels, expand, planned
 
 CONNECT_SECONDS = 10.0
@@ -192,6 +191,12 @@ def schedule_of(job: Job) -> Schedule:
     return Schedule(job.sweep, job.folder, names=names, suggest=suggester(job.sweep, job.folder))
 
 
+def wandb_mode_of(job: Job, arguments: argparse.Namespace) -> corrdream.WandbMode:
+    """--wandb, or output.wandb where the configuration asks for it, or what WANDB_MODE and the key say."""
+    configured = str(job.sweep.base["output"].get("wandb", "disabled"))
+    return corrdream.wandb_mode(arguments.wandb or (configured if configured != "disabled" else None))
+
+
 def plan_text(job: Job, placement: Placement, arguments: argparse.Namespace) -> str:
     """What will be done, where, and how long it will take."""
     sweep, done = job.sweep, len(job.sweep.trials) - len(job.unfinished)
@@ -214,7 +219,7 @@ def plan_text(job: Job, placement: Placement, arguments: argparse.Namespace) -> 
             "steps": f"{sum(steps)} in all, up to {max(steps)} a trial",
             "time": plan.describe_time(placement.measured, steps, concurrent),
             "resources": f"{each}, {at_once}, on {place}",
-            "tracking": f"TensorBoard, W&B {wandb_mode(arguments.wandb)}",
+            "tracking": f"TensorBoard, {corrdream.explain_wandb_mode(wandb_mode_of(job, arguments))}",
             "results": str(job.folder.path),
         }
     )

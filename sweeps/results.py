@@ -105,7 +105,7 @@ def collect_metrics(trial_folder: Path, measured: Mapping[str, Any], seconds: fl
     """A trial's metrics by key: its grade and quality, and what its rows and its clock say."""
     metrics = {key: float(value) for key, value in measured.items() if isinstance(value, int | float)}
     if "match_residual" not in measured:  # it was graded alone
-        metrics |= _match_residual(read_rows(trial_folder))
+        metrics |= match_residual(read_rows(trial_folder))
     return metrics | {"seconds": seconds}
 
 
@@ -124,7 +124,7 @@ def read_rows(trial_folder: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _match_residual(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def match_residual(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean over the last quarter of the correspondence steps that had matches; nothing without such steps."""
     residuals = [row[RESIDUAL] for row in rows if math.isfinite(row.get(RESIDUAL, math.nan))]
     last = residuals[-math.ceil(len(residuals) / 4) :] if residuals else []

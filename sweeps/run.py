@@ -13,12 +13,12 @@ from pathlib import Path
 
 from sweeps.folders import DONE, NameTakenError, State, create_sweep, hold_lock, load_sweep, read_status, write_status
 from sweeps.interrupt import Interruption
-from sweeps.jobs import Job, Placement, new_job, place, plan_text, resumed_job, schedule_of
+from sweeps.jobs import Job, Placement, new_job, place, plan_text, resumed_job, schedule_of, wandb_mode_of
 from sweeps.progress import Progress
 from sweeps.report import write_report
 from sweeps.results import compare_settings, describe_steps, format_table, read_results, sort_key, write_csv
 from sweeps.schedule import Assignment
-from sweeps.tracking import wandb_mode
+from sweeps.summary import publish_summary, tracking_of
 
 INTERRUPTED = 128 + signal.SIGINT
 REPORT_SECONDS = 2.5
@@ -136,7 +136,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--resume", metavar="NAME", help="finish a sweep that was interrupted")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, run nothing")
     parser.add_argument(
-        "--wandb", choices=["disabled", "offline", "online"], help="default: online if a key is set, else offline"
+        "--wandb", choices=["disabled", "offline", "online"], help="default: online with an API key, else offline"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration of every trial")
     arguments = _separate_overrides(parser.parse_intermixed_args(argv))
@@ -182,7 +182,7 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
             cpus=arguments.cpus_per_trial,
             gpus=placement.gpus,
             report_seconds=REPORT_SECONDS,
-            wandb_mode=wandb_mode(arguments.wandb),
+            tracking=tracking_of(job.sweep, trial, wandb_mode_of(job, arguments)),
             until=assignment.until,
             values=dict(assignment.values),
         )
@@ -219,12 +219,15 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
     for trial in schedule.stopped_early():
         mark(job.folder.trial(trial.name), trial.identity, "stopped early")
     job = dataclasses.replace(job, sweep=load_sweep(job.folder))  # settings may have been added
-    status = conclude(job, progress.errors, arguments)
+    status = conclude(job, progress.errors, arguments, may_wait=interruption.exit_code is None)
     return status if interruption.exit_code is None else interruption.exit_code
 
 
-def conclude(job: Job, errors: Mapping[str, str], arguments: argparse.Namespace) -> int:
-    """Writes results.csv and report.html from the trials' folders, and prints the table; 1 if a trial is missing."""
+def conclude(job: Job, errors: Mapping[str, str], arguments: argparse.Namespace, *, may_wait: bool = True) -> int:
+    """Writes results.csv, report.html and W&B's summary from the trials' folders, and prints the table.
+
+    Returns 1 if a trial is missing.
+    """
     for name, error in errors.items():
         identity = next(trial.identity for trial in job.sweep.trials if trial.name == name)
         mark(job.folder.trial(name), identity, "failed", error)
@@ -245,6 +248,9 @@ def conclude(job: Job, errors: Mapping[str, str], arguments: argparse.Namespace)
         reason = result.status.error if result.status.state == "failed" else errors.get(result.trial.name)
         if reason:
             print(f"failed       {result.trial.name}: {reason}")
+    mode = wandb_mode_of(job, arguments)
+    if may_wait and mode != "disabled":
+        publish_summary(job.folder.path, job.sweep, results, mode)
     is_complete = all(result.status.state in DONE for result in results)
     if not is_complete:
         print(f"resume with  {resume_command(job, arguments)}", flush=True)

@@ -31,7 +31,7 @@ from sweeps.folders import (
 )
 from sweeps.logs import Warnings, trial_log
 from sweeps.results import collect_metrics
-from sweeps.tracking import Tracker, WandbMode
+from sweeps.summary import UNTRACKED
 
 LOCK_WAIT_SECONDS = 60.0  # the workers of a killed driver live on for some seconds
 
@@ -53,9 +53,9 @@ class Spec:
     cpus: int
     gpus: float
     report_seconds: float
-    wandb_mode: WandbMode
     until: int = 0  # pause after so many steps; 0 runs to the end
     values: dict[str, float] = dataclasses.field(default_factory=dict)  # that a population has changed since
+    tracking: dict[str, Any] = dataclasses.field(default_factory=lambda: UNTRACKED)  # `summary.tracking_of`
 
     def to_text(self) -> str:
         """JSON."""
@@ -164,14 +164,8 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
             self._prior = None  # its memory is free before the next one is loaded
             self._prior, self._prior_config = corrdream.build_prior(config, device), config.prior
         self._trainer, self._run = corrdream.open_run(self._folder, config, prior=self._prior, device=device)
-        self._tracker = Tracker(
-            self._folder,
-            mode=spec.wandb_mode,
-            sweep=sweep_folder.path.name,
-            name=spec.trial,
-            run_id=spec.identity,
-            config=spec.config,
-        )
+        called, extra = corrdream.WandbRun(**spec.tracking["run"]), spec.tracking["config"]
+        self._tracker = corrdream.Tracker(self._run, called, mode=spec.tracking["mode"], config=spec.config | extra)
         self._resources.callback(self._tracker.close)
 
     def _advance(self) -> None:
@@ -182,8 +176,7 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         if report.finished:
             grades = corrdream.finish_run(self._trainer, self._run)
             self._measured = self._collect(grades)
-            known = {key: value for key, value in grades.items() if value is not None}
-            self._tracker.close(known, {name: self._folder / f"{name}.png" for name in ("turntable", "normals")})
+            self._tracker.close(self._measured)
             state = "finished"
         elif self._stop_file.exists():
             self._trainer.save_to(self._run)  # it may have come after the last look at it

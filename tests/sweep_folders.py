@@ -112,6 +112,7 @@ def tiny_overrides(prior: Path, **changes: Any) -> dict[str, Any]:
         "field.dense_grid.resolutions": [8],
         "correspondence.feature_blocks": [1],
         "output.checkpoint_every": 2,
+        "output.video": False,
     } | changes
 
 

@@ -99,7 +99,6 @@ def spec_of(assignment: Assignment, folder: SweepFolder) -> Spec:
         cpus=1,
         gpus=0.0,
         report_seconds=600.0,
-        wandb_mode="disabled",
         until=assignment.until,
         values=dict(assignment.values),
     )

@@ -47,7 +47,6 @@ def make_spec(tmp_path: Path, tiny_prior_file: Path) -> Callable[..., Spec]:
             cpus=1,
             gpus=0.0,
             report_seconds=report_seconds,
-            wandb_mode="disabled",
         )
 
     return make

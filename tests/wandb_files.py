@@ -52,3 +52,35 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 def read_run(path: Path) -> Any:
     """Project, group, id, name and configuration."""
     return next(record.run for record in read_records(path) if record.WhichOneof("record_type") == "run")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The run's configuration, nested."""
+    return {item.key: json.loads(item.value_json) for item in read_run(path).config.update}
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The last value of everything that was summarized."""
+    summary: dict[str, Any] = {}
+    for record in read_records(path):
+        if record.WhichOneof("record_type") == "summary":
+            for item in record.summary.update:
+                summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    return summary
+
+
+def read_axes(path: Path) -> dict[str, str]:
+    """The x axis of each metric, or glob of metrics, that has one of its own."""
+    metrics = [record.metric for record in read_records(path) if record.WhichOneof("record_type") == "metric"]
+    return {metric.name or metric.glob_name: metric.step_metric for metric in metrics}
+
+
+def read_system_metrics(path: Path) -> set[str]:
+    """Names of what was measured of the machine."""
+    kinds = [record.stats for record in read_records(path) if record.WhichOneof("record_type") == "stats"]
+    return {item.key for stats in kinds for item in stats.item}
+
+
+def media_files(path: Path) -> set[str]:
+    """Names of the media beside the run's file, without what makes them unique."""
+    return {file.name.partition("_")[0] + file.suffix for file in path.parent.glob("files/media/*/*") if file.is_file()}

@@ -154,7 +154,6 @@ def run_trivial(job: Job, *, reports: int, reuse_actors: bool = True) -> tuple[f
                 cpus=reports,  # all that Trivial looks at
                 gpus=0.0,
                 report_seconds=REPORT_SECONDS,
-                wandb_mode="disabled",
                 until=assignment.until,
             ),
             job.folder,
