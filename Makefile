@@ -1,4 +1,4 @@
-# make sweep | make test | make check | make test-cluster: each makes the environment first, only when the pins changed.
+# make sweep | test | check | test-cluster | chaos: each makes the environment first, and only when the pins changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export PYTHONNOUSERSITE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup sweep test check test-cluster format constraints clean
+.PHONY: setup sweep test check test-cluster chaos format constraints clean
 
 setup: $(READY)
 
@@ -37,6 +37,12 @@ check: $(READY)
 # Several hosts on this machine, as root; what they leave behind is a failure.
 test-cluster: $(READY)
 	$(BIN)/python -m pytest tests/cluster -m cluster --durations=0
+
+# N faults at random into sweeps that run; some 40 minutes for 200.
+N ?= 200
+SEED ?= 0
+chaos: $(READY)
+	$(BIN)/python tests/chaos.py --faults $(N) --seed $(SEED)
 
 format: $(READY)
 	$(BIN)/ruff format .

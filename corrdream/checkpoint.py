@@ -22,10 +22,15 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # starts: torch.save, pickle
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used: says which file and why."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A checkpoint in a format that can execute code when it is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +57,15 @@ def save_checkpoint(path: Path, *, step: int, tensors: Mapping[str, Tensor], inf
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """The file's content on the CPU; CheckpointError if it is missing, torn or not one of ours."""
+    """The file's content on the CPU; CheckpointError if it is missing, torn, a pickle or not one of ours."""
     try:
+        with path.open("rb") as file:
+            head = file.read(9)
+            if head.startswith(PICKLES) and head[8:] != b"{":  # safetensors: the header's length, then its JSON
+                raise UnsafeCheckpointError(
+                    f"checkpoint {path} is refused: it is a pickle, which can execute code when it is read; "
+                    "only safetensors files are."
+                )
         with safe_open(path, framework="pt") as archive:
             header = json.loads((archive.metadata() or {}).get("corrdream", "null"))
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (not a mapping)
@@ -77,12 +89,13 @@ def checkpoint_paths(directory: Path) -> list[Path]:
 
 
 def valid_checkpoints(directory: Path) -> Iterator[Checkpoint]:
-    """Those that can be read, newest first; each torn one is reported and left out."""
+    """Those that can be read, newest first; each torn or unsafe one is reported and left out."""
     for path in checkpoint_paths(directory):
         try:
             yield load_checkpoint(path)
         except CheckpointError as error:
-            logger.warning("%s Using the one before it.", error)
+            fault = "checkpoint_refused" if isinstance(error, UnsafeCheckpointError) else "checkpoint_torn"
+            logger.warning("%s Using the one before it.", error, extra={"fault": fault})
 
 
 def prune_checkpoints(directory: Path, keep: int) -> None:

@@ -48,7 +48,7 @@ def render_parts(scene: SceneView, cameras: CameraBatch) -> Iterator[RenderOutpu
 
 
 def finish_run(trainer: Trainer, run: RunFolder) -> dict[str, float | None]:
-    """Turntable as a strip and as a video, normals, mesh, the grade where the truth is known, and what needs no truth."""
+    """Turntable as strip and video, normals, mesh, the grade where the truth is known, and what needs no truth."""
     scene, output = trainer.show(), trainer.config.output
     if output.video:
         parts = render_parts(scene, scene.orbit(VIDEO_VIEWS, size=PICTURE_SIZE))

@@ -10,8 +10,10 @@ from corrdream.checkpoint import Checkpoint, CheckpointError
 from corrdream.config import Config
 from corrdream.field import RadianceField
 from corrdream.interfaces import Marching
-from corrdream.rendering import OccupancyGrid, render_image
+from corrdream.rendering import OccupancyGrid, render
 from corrdream.structures import Appearance, CameraBatch, RenderOutput
+
+RAYS_AT_ONCE = 65536  # so that a large picture costs time, not memory
 
 
 class Scene(nn.Module):
@@ -57,6 +59,7 @@ class SceneView:
             device=self.device,
         )
 
+    @torch.no_grad()
     def render(self, cameras: CameraBatch) -> RenderOutput:
         """The scene unshaded on the evaluation background, with normals, without jitter."""
         count = len(cameras.c2w)
@@ -65,12 +68,14 @@ class SceneView:
         appearance = Appearance(
             mode="albedo", ambient=shading.ambient_color, diffuse=shading.diffuse_color, background=background
         )
-        return render_image(
+        return render(
             cameras,
             lights_at_cameras(cameras),
             appearance,
             field=self.scene.field,
             background=self.scene.background,
             marching=self.marching,
+            jitter=None,
             with_normals=True,
+            chunk=RAYS_AT_ONCE,
         )

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,7 +89,7 @@ class Tracker:
         pictures = self._run.pictures()
         for row in self._new_rows():
             step = int(row.pop("step"))
-            self._for_each(lambda sink, step=step, row=row: sink.log(step, row, pictures.get(step, {})))  # type: ignore[misc]  # bound now
+            self._for_each(methodcaller("log", step, row, pictures.get(step, {})))
 
     def close(self, summary: Mapping[str, float] | None = None) -> None:
         """The last rows; after the end of the run its final metrics, pictures, video and mesh."""

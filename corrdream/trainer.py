@@ -97,6 +97,7 @@ class Trainer:
         self.optimizer = optimizer
         self.device = device
         self.step = 0
+        self.ray_chunk: int | None = None  # rays rendered at a time; None: all. Costs time, changes no result
         self.match_view: MatchView | None = None  # for the next preview; no part of the state
         # On the CPU whatever the device, so that a seed means the same cameras, lights and noise everywhere.
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -157,6 +158,7 @@ class Trainer:
             marching=self.marching,
             jitter=look.jitter,
             with_normals=look.with_normals,
+            chunk=self.ray_chunk,
         )
 
     def guidance_losses(

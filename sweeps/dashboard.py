@@ -56,7 +56,7 @@ def build_workspace(sweep: Sweep, *, entity: str, project: str) -> Any:
         raise SweepError(
             f"the dashboard needs wandb-workspaces (pip install 'corrdream[dashboard]'): {error}"
         ) from error
-    parameters = {key: config_key(sweep, key) for key in sweep.trials[0].labels}
+    parameters = {key: config_key(sweep, key) for trial in sweep.trials for key in trial.labels}
     sections = {
         "Parameters against results": _scatter_plots(parameters),
         "All together": _overviews(sweep, parameters),

@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,9 @@ class Status:
     seconds: float = 0.0
     attempts: int = 0
     error: str = ""
+    faults: dict[str, int] = field(default_factory=dict)  # how often each of `faults.KINDS` was met
+    session: str = ""  # of the driver that ran the last attempt
+    ray_chunk: int = 0  # rays at a time since the memory ran out; 0: all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
+from sweeps.faults import FaultPolicy
 from sweeps.folders import SweepError, SweepFolder
 from sweeps.progress import Progress
 from sweeps.schedule import Assignment, Schedule
@@ -26,7 +27,6 @@ from sweeps.trainable import CorrDreamTrainable, Spec
 
 OBJECT_STORE_BYTES = 100_000_000  # only scalars travel
 MAX_PENDING = 200  # trials that wait for a place
-MAX_RETRIES = 2  # of a trial whose process dies
 
 
 class SchedulingError(RuntimeError):
@@ -74,6 +74,7 @@ def run_trials(
     cpus: int,
     gpus: float,
     max_concurrent: int | None,
+    max_failures: int = FaultPolicy.lost,
     trainable: type[tune.Trainable] = CorrDreamTrainable,  # another one, and no reuse, only to measure overhead
     reuse_actors: bool = True,
 ) -> None:
@@ -94,7 +95,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name=f"attempt-{time.time_ns()}",
             storage_path=str(folder.tune),
-            failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
+            failure_config=tune.FailureConfig(max_failures=max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             stop=_StopTogether(folder, progress),
             callbacks=[_ProgressCallback(progress)],

@@ -10,15 +10,18 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class Warnings(logging.Handler):
-    """Keeps warnings until they are taken."""
+    """Keeps warnings until they are taken, and the faults that they name."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._texts: list[str] = []
+        self.faults: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps the text."""
+        """Keeps the text, and the fault of `logger.warning(..., extra={"fault": ...})`."""
         self._texts.append(record.getMessage())
+        if fault := getattr(record, "fault", None):
+            self.faults.append(fault)
 
     def take(self) -> list[str]:
         """Those since the last time."""

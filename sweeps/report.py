@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.charts import Curve, color_of, curve_chart, interval_chart
+from sweeps.faults import describe_faults
 from sweeps.folders import Sweep, write_text
 from sweeps.page import STYLE, picture
 from sweeps.parameters import describe
@@ -18,6 +19,7 @@ from sweeps.results import (
     Result,
     SettingRow,
     compare_settings,
+    count_faults,
     describe_history,
     describe_steps,
     format_estimate,
@@ -84,8 +86,15 @@ def _head(page: _Page) -> str:
     return (
         f"<h1>{escape(sweep.name)}</h1>"
         f'<p class="soft">Grid {escape(sweep.grid)}: {size}. Started {escape(sweep.created)}.</p>{spent}'
-        f'<div class="tags">{"".join(counts)}</div><p><code>python {escape(shlex.join(sweep.command))}</code></p>\n'
+        f'<div class="tags">{"".join(counts)}</div>{_faults(page)}'
+        f"<p><code>python {escape(shlex.join(sweep.command))}</code></p>\n"
     )
+
+
+def _faults(page: _Page) -> str:
+    """How often the sweep met each fault."""
+    met = describe_faults(count_faults(page.results))
+    return f'<p class="soft">Faults: {escape(met)}. What was running went on from its checkpoints.</p>' if met else ""
 
 
 def _best(page: _Page) -> str:
@@ -222,6 +231,8 @@ def _card(page: _Page, result: Result, *, rank: int) -> str:
     state = f"{status.state}, {status.step} of {trial.config['max_steps']} steps"
     if status.attempts > 1:
         state += f", {status.attempts} attempts"
+    if status.faults:
+        state += f" ({describe_faults(status.faults)})"
     header = (
         f"<header><h3>{rank}. {escape(describe(trial.labels))}</h3>"
         f"<span>{escape(trial.prompt)}, seed {trial.seed}</span>"

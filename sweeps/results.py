@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -107,6 +108,11 @@ def collect_metrics(trial_folder: Path, measured: Mapping[str, Any], seconds: fl
     if "match_residual" not in measured:  # it was graded alone
         metrics |= match_residual(read_rows(trial_folder))
     return metrics | {"seconds": seconds}
+
+
+def count_faults(results: Sequence[Result]) -> dict[str, int]:
+    """How often the sweep met each fault; a driver's death is that of each trial it ran."""
+    return dict(sum((Counter(result.status.faults) for result in results), Counter()))
 
 
 def read_rows(trial_folder: Path) -> list[dict[str, float]]:
@@ -223,7 +229,7 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
     metrics = list(dict.fromkeys([m.key for m in METRICS] + [key for result in results for key in result.metrics]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    last = ["attempts", "identity", "history", "error"]
+    last = ["attempts", "faults", "identity", "history", "error"]
     writer.writerow(["trial", *parameters, "prompt", "seed", "status", "steps", *metrics, *last])
     for result in results:
         trial, status = result.trial, result.status
@@ -231,7 +237,8 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
         measured = [f"{known[key]:.6g}" if key in known else "" for key in metrics]
         labels = [trial.labels.get(key, "") for key in parameters]
         state = [trial.prompt, trial.seed, status.state, status.step]
-        last = [str(status.attempts), trial.identity, describe_history(result.history), status.error]
+        met = " ".join(f"{kind}={count}" for kind, count in sorted(status.faults.items()))
+        last = [str(status.attempts), met, trial.identity, describe_history(result.history), status.error]
         writer.writerow([trial.name, *labels, *state, *measured, *last])
     write_text(path, text.getvalue())
 

@@ -7,16 +7,26 @@ import re
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from sweeps.faults import POLICY_KEYS, FaultPolicy, describe_faults
 from sweeps.folders import DONE, NameTakenError, State, create_sweep, hold_lock, load_sweep, read_status, write_status
 from sweeps.interrupt import Interruption
 from sweeps.jobs import Job, Placement, new_job, place, plan_text, resumed_job, schedule_of, wandb_mode_of
 from sweeps.progress import Progress
 from sweeps.report import write_report
-from sweeps.results import compare_settings, describe_steps, format_table, read_results, sort_key, write_csv
+from sweeps.results import (
+    compare_settings,
+    count_faults,
+    describe_steps,
+    format_table,
+    read_results,
+    sort_key,
+    write_csv,
+)
 from sweeps.schedule import Assignment
 from sweeps.summary import publish_summary, tracking_of
 
@@ -40,8 +50,8 @@ ENVIRONMENT = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 all trials done, 1 some failed, 2 nothing was started because of a wrong input, 130 Ctrl-C."""
-    arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
+        arguments = parse(sys.argv[1:] if argv is None else argv)
         if not arguments.resume:
             return start(new_job(arguments), arguments)
         job = resumed_job(arguments)
@@ -138,9 +148,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--wandb", choices=["disabled", "offline", "online"], help="default: online with an API key, else offline"
     )
+    parser.add_argument(
+        "--on-fault",
+        nargs="+",
+        default=[],
+        metavar="FAULT=POLICY",
+        help="lost=N (retries of a lost process, default 2), out_of_memory=smaller_chunk|fail, disk_full=fail|retry",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration of every trial")
     arguments = _separate_overrides(parser.parse_intermixed_args(argv))
     arguments.command = ["sweeps/run.py", *argv]
+    arguments.on_fault = FaultPolicy.parse(arguments.on_fault)
     return arguments
 
 
@@ -158,18 +176,25 @@ def _positive(text: str) -> int:
 
 def _separate_overrides(arguments: argparse.Namespace) -> argparse.Namespace:
     """`--seeds 0 1 max_steps=50`: what looks like key=value is an override, wherever it stands."""
-    for name in ("prompts", "seeds"):
+    for name in ("prompts", "seeds", "on_fault"):
         values = getattr(arguments, name) or []
-        moved = [value for value in values if re.match(r"[a-z_.]+=", value)]
+        moved = [value for value in values if re.match(r"[a-z_.]+=", value) and not _is_policy(name, value)]
         arguments.overrides = [*moved, *arguments.overrides]
         setattr(arguments, name, [value for value in values if value not in moved] or None)
+    arguments.on_fault = arguments.on_fault or []
     return arguments
+
+
+def _is_policy(option: str, word: str) -> bool:
+    return option == "on_fault" and word.partition("=")[0] in POLICY_KEYS
 
 
 def run(job: Job, placement: Placement, resources: Mapping[str, float], arguments: argparse.Namespace) -> int:
     """Trains until all is done or a signal comes, then reports."""
     from sweeps.launch import SchedulingError, run_trials
     from sweeps.trainable import Spec
+
+    session = f"{time.time_ns()}"
 
     def to_spec(assignment: Assignment) -> Spec:
         trial = assignment.trial
@@ -185,6 +210,8 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
             tracking=tracking_of(job.sweep, trial, wandb_mode_of(job, arguments)),
             until=assignment.until,
             values=dict(assignment.values),
+            session=session,
+            policy=dataclasses.asdict(arguments.on_fault),
         )
 
     schedule = schedule_of(job)
@@ -213,6 +240,7 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
             cpus=arguments.cpus_per_trial,
             gpus=placement.gpus,
             max_concurrent=placement.concurrent or arguments.max_concurrent,
+            max_failures=arguments.on_fault.lost,
         )
     except SchedulingError as error:
         _say(f"Ray stopped: {error}")
@@ -248,6 +276,8 @@ def conclude(job: Job, errors: Mapping[str, str], arguments: argparse.Namespace,
         reason = result.status.error if result.status.state == "failed" else errors.get(result.trial.name)
         if reason:
             print(f"failed       {result.trial.name}: {reason}")
+    if counts := count_faults(results):
+        print(f"faults       {describe_faults(counts)}")
     mode = wandb_mode_of(job, arguments)
     if may_wait and mode != "disabled":
         publish_summary(job.folder.path, job.sweep, results, mode)
@@ -274,6 +304,8 @@ def resume_command(job: Job, arguments: argparse.Namespace) -> str:
         value = getattr(arguments, option)
         if value is not None:
             words += [f"--{option.replace('_', '-')}", str(value)]
+    if arguments.on_fault.words():
+        words += ["--on-fault", *arguments.on_fault.words()]
     if arguments.cpus_per_trial != 1:
         words += ["--cpus-per-trial", str(arguments.cpus_per_trial)]
     return shlex.join(words)

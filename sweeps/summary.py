@@ -7,7 +7,7 @@ from typing import Any
 
 import corrdream
 from sweeps.folders import PlannedTrial, Sweep
-from sweeps.grids import describe
+from sweeps.parameters import describe
 from sweeps.results import METRICS, Result, compare_settings
 
 # A tracker of TensorBoard alone.

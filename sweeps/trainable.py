@@ -5,19 +5,21 @@ lost node or another driver continues from the newest valid checkpoint there, wh
 """
 
 import dataclasses
-import errno
 import json
 import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from ray import tune
+from ray.exceptions import RayActorError
 
 import corrdream
+from sweeps import faults
+from sweeps.faults import FaultPolicy, preemption_notice
 from sweeps.folders import (
     LockedError,
     State,
@@ -33,13 +35,12 @@ from sweeps.logs import Warnings, trial_log
 from sweeps.results import collect_metrics
 from sweeps.summary import UNTRACKED
 
+PREEMPTED = "told to leave (SIGTERM); a checkpoint was saved"
 LOCK_WAIT_SECONDS = 60.0  # the workers of a killed driver live on for some seconds
 
-# What another attempt would only repeat, besides a full disk. Anything else (a lost GPU, a file server that hung) is
-# raised, and Tune tries again in a new process.
+# What another attempt would only repeat. Anything else (a lost GPU, a file server that hung) is raised, and Tune tries
+# again in a new process.
 HOPELESS = (ValueError, corrdream.TrainingDivergedError)
-# By their texts: not every library keeps the number.
-DISK_ERRORS = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class Spec:
     until: int = 0  # pause after so many steps; 0 runs to the end
     values: dict[str, float] = dataclasses.field(default_factory=dict)  # that a population has changed since
     tracking: dict[str, Any] = dataclasses.field(default_factory=lambda: UNTRACKED)  # `summary.tracking_of`
+    session: str = ""  # of the driver
+    policy: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `FaultPolicy`
 
     def to_text(self) -> str:
         """JSON."""
@@ -79,7 +82,7 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Opens another trial with the prior that is loaded."""
-        self._resources.close()
+        self._let_go()
         self._open(Spec.from_text(new_config["spec"]))
         return True
 
@@ -111,6 +114,12 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
 
     def cleanup(self) -> None:
         """Lets the trial go."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Tune may take a trial that runs to another process; only one that dies leaves it as running."""
+        if self._status.state == "running":
+            self._record(state="stopped")
         self._resources.close()
 
     def _open(self, spec: Spec) -> None:
@@ -124,6 +133,8 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         self._warnings = Warnings()
         self._measured: dict[str, float] = {}  # at the rung or the end where the attempt ended
         self._until = spec.until
+        self._leaving = self._resources.enter_context(preemption_notice())
+        self._policy = FaultPolicy(**spec.policy)
         self._status = Status(identity=spec.identity)
         if self._stop_file.exists():
             self._status = dataclasses.replace(self._status, state="stopped")
@@ -151,12 +162,16 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         self._resources.enter_context(hold_lock(self._folder / "trial.lock", wait_seconds=LOCK_WAIT_SECONDS))
         self._warnings = self._resources.enter_context(trial_log(self._folder))
         before = read_status(self._folder, spec.identity)
+        lost = before.state == "running" and not before.error  # an attempt that ended by itself says how
+        met = ["worker_lost" if before.session == spec.session else "driver_lost"] if lost else []
         self._status = dataclasses.replace(
             before,
             state="running",
             max_steps=config.max_steps,
             attempts=before.attempts + (before.state != "paused"),  # a pause is no interruption
             error="",
+            faults=faults.add(before.faults, met),
+            session=spec.session,
         )
         self._record()
         device = torch.device("cpu") if config.device == "auto" and not spec.gpus else None
@@ -164,6 +179,8 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
             self._prior = None  # its memory is free before the next one is loaded
             self._prior, self._prior_config = corrdream.build_prior(config, device), config.prior
         self._trainer, self._run = corrdream.open_run(self._folder, config, prior=self._prior, device=device)
+        self._trainer.ray_chunk = self._status.ray_chunk or None
+        self._record(faults=faults.add(self._status.faults, self._warnings.faults))
         called, extra = corrdream.WandbRun(**spec.tracking["run"]), spec.tracking["config"]
         self._tracker = corrdream.Tracker(self._run, called, mode=spec.tracking["mode"], config=spec.config | extra)
         self._resources.callback(self._tracker.close)
@@ -172,6 +189,10 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         """Some steps, and what follows from where they end."""
         report = self._trainer.fit(self._run, seconds=self._report_seconds, should_stop=self._should_stop)
         self._tracker.update()
+        if self._leaving:
+            self._trainer.save_to(self._run)  # it may have come after the last look at it
+            self._record(step=report.step, faults=faults.add(self._status.faults, ["preempted"]))
+            self._go_on_elsewhere(PREEMPTED)
         state: State = "running"
         if report.finished:
             grades = corrdream.finish_run(self._trainer, self._run)
@@ -188,7 +209,7 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         self._status = dataclasses.replace(self._status, state=state, step=report.step)
 
     def _should_stop(self) -> bool:
-        return self._is_at_rung() or self._stop_file.exists()
+        return bool(self._leaving) or self._is_at_rung() or self._stop_file.exists()
 
     def _is_at_rung(self) -> bool:
         return bool(0 < self._until <= self._trainer.step)
@@ -198,11 +219,45 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
 
     def _give_up_or_raise(self, error: Exception) -> None:
         """Fails the trial if another attempt would fail too; else raises again, and Tune makes that attempt."""
-        if isinstance(error, HOPELESS) or any(text in str(error) for text in DISK_ERRORS):
-            self._record(state="failed", error=_line(error))
+        match error:
+            case RayActorError():  # ours, which says so
+                raise error
+            case torch.OutOfMemoryError():
+                self._give_up_or_take_fewer_rays(error)
+            case _ if faults.is_disk_error(error):
+                self._fail_or_raise(error, "disk_full", fail=self._policy.disk_full == "fail")
+            case corrdream.TrainingDivergedError():
+                self._fail_or_raise(error, "not_finite", fail=True)
+            case _:
+                self._fail_or_raise(error, None, fail=isinstance(error, HOPELESS))
+
+    def _give_up_or_take_fewer_rays(self, error: torch.OutOfMemoryError) -> None:
+        """The first time another attempt gets a quarter of the rays at a time, which changes no result."""
+        if self._trainer is None:  # the prior alone did not fit
+            self._fail_or_raise(error, "out_of_memory", fail=True)
             return
-        self._record(error=_line(error))
-        raise error
+        met = faults.add(self._status.faults, ["out_of_memory"])
+        text = corrdream.explain_out_of_memory(self._trainer, self._run)
+        if self._status.ray_chunk or self._policy.out_of_memory == "fail":
+            self._record(state="failed", error=f"OutOfMemoryError: {text}", faults=met)
+            return
+        chunk = corrdream.smaller_ray_chunk(self._trainer)
+        text = f"{text} Trying again with {chunk} rays at a time."
+        self._record(faults=met, ray_chunk=chunk)
+        self._go_on_elsewhere(text)
+
+    def _fail_or_raise(self, error: Exception, kind: str | None, *, fail: bool) -> None:
+        met = faults.add(self._status.faults, [kind] if kind else [])
+        if not fail:
+            self._record(error=_line(error), faults=met)
+            raise error
+        self._record(state="failed", error=_line(error), faults=met)
+
+    def _go_on_elsewhere(self, why: str) -> NoReturn:
+        """Tune answers a preemption with another attempt in a new process, however often."""
+        self._record(error=why)
+        self._let_go()
+        raise RayActorError(error_msg=why, preempted=True)
 
     def _record(self, **changes: Any) -> None:
         """Updates status.json; where even that cannot be written, the driver still hears of it."""

@@ -13,6 +13,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_prior_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that `write_tiny_prior` writes."""
+    path = tmp_path_factory.mktemp("prior") / "tiny.safetensors"
+    write_tiny_prior(path)
+    return path
+
+
+def write_tiny_prior(path: Path) -> None:
     """Weights of the built-in prior's own class at a tiny size (16 px images), random from a fixed seed."""
     import torch
 
@@ -31,9 +38,7 @@ def tiny_prior_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         networks = BlocksNetworks(shape, words())
-    path = tmp_path_factory.mktemp("prior") / "tiny.safetensors"
     save_blocks_weights(path, networks, networks.state_dict())
-    return path
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from corrdream.checkpoint import (
     CheckpointError,
+    UnsafeCheckpointError,
     checkpoint_path,
     checkpoint_paths,
     fingerprint,
@@ -87,9 +88,19 @@ def test_a_pickle_is_refused_and_never_executed(tmp_path: Path) -> None:
 
     path = tmp_path / "step-000001.safetensors"
     torch.save(Bomb(), path)
-    with pytest.raises(CheckpointError, match="not a safetensors file"):
+    with pytest.raises(UnsafeCheckpointError, match="is refused: it is a pickle"):
         load_checkpoint(path)
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_header_as_long_as_a_pickles_first_bytes_is_no_pickle(tmp_path: Path) -> None:
+    for padding in range(600, 700):
+        path = tmp_path / f"step-{padding:06d}.safetensors"
+        save_checkpoint(path, step=1, tensors={"x": torch.zeros(1)}, info={"padding": "x" * (padding - 200)})
+        assert load_checkpoint(path).step == 1
+        if path.read_bytes()[:2] == b"\x80\x02":
+            return
+    raise AssertionError("no header of 640 bytes was tried")
 
 
 def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from corrdream.cameras import orbit_cameras
 from corrdream.field import DenseGrid, HashGrid, RadianceField, SolidBackground
 from corrdream.rendering.marching import TorchMarching, sampling_step
 from corrdream.rendering.occupancy import OccupancyGrid
-from corrdream.rendering.renderer import render, render_image
+from corrdream.rendering.renderer import render
 from corrdream.rendering.shading import shade
 from corrdream.rendering.volume import accumulate, render_weights
 from corrdream.structures import Appearance, CameraBatch, FieldOutput, LightBatch, RaySamples, RenderOutput
@@ -190,17 +190,67 @@ def test_chunks_make_the_same_image() -> None:
     lit = Appearance(mode="diffuse", ambient=(0.2,) * 3, diffuse=(0.8,) * 3, background=colors)
     parts = {"field": Ball(), "background": GRAY, "marching": marching(), "with_normals": True}
     whole = render(cameras, lights, lit, jitter=None, **parts)
-    chunked = render_image(cameras, lights, lit, chunk=100, **parts)
+    chunked = render(cameras, lights, lit, jitter=None, chunk=100, **parts)
     for name in ("rgb", "opacity", "distance", "z_variance", "normal", "weights", "sample_normal", "sample_direction"):
         torch.testing.assert_close(getattr(chunked, name), getattr(whole, name))
     assert torch.equal(chunked.samples.ray_indices, whole.samples.ray_indices)
 
 
-def test_evaluation_leaves_no_graph() -> None:
+@pytest.mark.parametrize("kind", ["dense", "hash"])
+@pytest.mark.parametrize("appearance", [WHITE, LIT])
+def test_chunks_give_the_same_gradients(kind: str, appearance: Appearance) -> None:
+    generator = torch.Generator().manual_seed(0)
+    encoding = (
+        DenseGrid(resolutions=(4, 8))
+        if kind == "dense"
+        else HashGrid(num_levels=2, log2_table_size=8, base_resolution=4, generator=generator)
+    )
+    normal = "grid_difference" if kind == "dense" else "analytic"
+    field = RadianceField(encoding=encoding, normal=normal, generator=generator)
+    cameras, lights = views(2, 12)
+    jitter = torch.rand(288, generator=generator)
+    found = []
+    for chunk in (None, 100):
+        field.zero_grad(set_to_none=True)
+        output = render(
+            cameras,
+            lights,
+            appearance,
+            field=field,
+            background=GRAY,
+            marching=marching(step_size=0.1),
+            jitter=jitter,
+            with_normals=True,
+            chunk=chunk,
+        )
+        assert output.normal is not None
+        (output.rgb.square().sum() + output.normal[..., 2].sum() + output.z_variance.sum()).backward()
+        gradients = [parameter.grad for parameter in field.parameters()]
+        found.append((output.rgb.detach(), [g.clone() for g in gradients if g is not None]))
+    (image, whole), (chunked_image, chunked) = found
+    assert whole
+    torch.testing.assert_close(chunked_image, image, atol=1e-6, rtol=0)
+    for first, second in zip(whole, chunked, strict=True):
+        torch.testing.assert_close(second, first, atol=1e-5 * float(first.abs().max()), rtol=1e-5)
+
+
+def test_chunks_keep_nothing_for_backward_but_their_results() -> None:
     field = RadianceField(encoding=DenseGrid(resolutions=(4, 8)), normal="grid_difference")
-    cameras, lights = views(1, 8)
+    cameras, lights = views(2, 24)
     parts = {"field": field, "background": GRAY, "marching": marching(), "with_normals": True}
-    assert not render_image(cameras, lights, LIT, **parts).rgb.requires_grad
+    kept = {}
+    for chunk in (None, 144):
+        bytes_kept = 0
+
+        def keep(tensor: Tensor) -> Tensor:
+            nonlocal bytes_kept
+            bytes_kept += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            render(cameras, lights, WHITE, jitter=None, chunk=chunk, **parts)
+        kept[chunk] = bytes_kept
+    assert kept[144] < 0.2 * kept[None]
 
 
 @pytest.mark.parametrize("kind", ["dense", "hash"])

@@ -207,6 +207,17 @@ def test_a_checkpoint_of_one_backend_continues_on_the_other(tiny_prior_file: Pat
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
+def test_fewer_rays_at_a_time_change_no_result(make) -> None:
+    whole, chunked = make(**MATCH_ALL), make(**MATCH_ALL)
+    chunked.ray_chunk = 100
+    for _ in range(4):
+        first, second = whole.train_step(), chunked.train_step()
+        assert first["samples"] == second["samples"]
+        assert second["loss/total"] == pytest.approx(first["loss/total"], rel=1e-4)
+    for one, other in zip(whole.scene.parameters(), chunked.scene.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
 def test_matches_are_drawn_with_the_preview_that_follows_them(make, tmp_path: Path) -> None:
     trainer = make(**MATCH_ALL | {"correspondence.every": 2, "output.preview_every": 3, "max_steps": 6})
     trainer.fit(RunFolder(tmp_path))

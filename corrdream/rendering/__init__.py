@@ -3,7 +3,7 @@
 from corrdream.rendering.appearance import AppearanceSettings, draw_appearance, evaluation_appearance
 from corrdream.rendering.marching import TorchMarching, sampling_step
 from corrdream.rendering.occupancy import OccupancyGrid
-from corrdream.rendering.renderer import render, render_image
+from corrdream.rendering.renderer import render
 
 __all__ = [
     "AppearanceSettings",
@@ -12,6 +12,5 @@ __all__ = [
     "draw_appearance",
     "evaluation_appearance",
     "render",
-    "render_image",
     "sampling_step",
 ]

@@ -5,11 +5,14 @@ Symbols: B views of H x W pixels, N = B H W rays row-major, S samples sorted by 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from corrdream.cameras import camera_rays
 from corrdream.interfaces import Background, Field, Marching
@@ -28,20 +31,37 @@ def render(
     marching: Marching,
     jitter: Float[Tensor, " N"] | None,
     with_normals: bool,
+    chunk: int | None = None,
 ) -> RenderOutput:
-    """All views at once, differentiable in field and background; normals if asked for or if the shading needs them."""
+    """All views, differentiable in field and background; normals if asked for or if the shading needs them.
+
+    With `chunk`, at most so many rays at a time, each time forgetting what backward needs and computing it again then:
+    less memory for more time, images and gradients the same to rounding.
+    """
+    rays, rays_per_view = camera_rays(cameras), cameras.height * cameras.width
     shape = (len(cameras.c2w), cameras.height, cameras.width)
-    return render_rays(
-        camera_rays(cameras),
-        shape,
-        lights,
-        appearance,
-        field=field,
-        background=background,
-        marching=marching,
-        jitter=jitter,
-        with_normals=with_normals,
-    )
+    parts: dict[str, Any] = {
+        "field": field,
+        "background": background,
+        "marching": marching,
+        "with_normals": with_normals,
+    }
+    if chunk is None or len(rays.origins) <= chunk:
+        return render_rays(rays, shape, lights, appearance, jitter=jitter, **parts)
+    pieces = []
+    for start in range(0, len(rays.origins), chunk):
+        view = torch.arange(start, min(start + chunk, len(rays.origins)), device=rays.origins.device) // rays_per_view
+        piece = partial(
+            render_rays,
+            RayBundle(origins=rays.origins[start:][:chunk], directions=rays.directions[start:][:chunk]),
+            (len(view), 1, 1),
+            _of_views(lights, view),
+            _behind_views(appearance, view),
+            jitter=None if jitter is None else jitter[start:][:chunk],
+            **parts,
+        )
+        pieces.append(checkpoint(piece, use_reentrant=False) if torch.is_grad_enabled() else piece())
+    return _join(pieces, shape, chunk)
 
 
 def render_rays(
@@ -89,39 +109,6 @@ def render_rays(
         sample_normal=scene.normal,
         sample_direction=direction,
     )
-
-
-@torch.no_grad()
-def render_image(
-    cameras: CameraBatch,
-    lights: LightBatch,
-    appearance: Appearance,
-    *,
-    field: Field,
-    background: Background,
-    marching: Marching,
-    with_normals: bool,
-    chunk: int = 65536,
-) -> RenderOutput:
-    """For evaluation: no gradient, no jitter, at most `chunk` rays at a time, so that size does not cost memory."""
-    rays, rays_per_view = camera_rays(cameras), cameras.height * cameras.width
-    parts = []
-    for start in range(0, len(rays.origins), chunk):
-        view = torch.arange(start, min(start + chunk, len(rays.origins)), device=rays.origins.device) // rays_per_view
-        parts.append(
-            render_rays(
-                RayBundle(origins=rays.origins[start:][:chunk], directions=rays.directions[start:][:chunk]),
-                (len(view), 1, 1),
-                _of_views(lights, view),
-                _behind_views(appearance, view),
-                field=field,
-                background=background,
-                marching=marching,
-                jitter=None,
-                with_normals=with_normals,
-            )
-        )
-    return _join(parts, (len(cameras.c2w), cameras.height, cameras.width), chunk)
 
 
 def _of_views(lights: LightBatch, view: Int[Tensor, " N"]) -> LightBatch:
