@@ -15,7 +15,7 @@ LOWER_RESCALE = 0.3  # what the method's authors suggest
 
 
 def smaller_ray_chunk(trainer: Trainer) -> int:
-    """A quarter of the rays that were rendered at a time; results stay the same."""
+    """A quarter of the rays that were rendered at a time; results stay the same to rounding."""
     cameras = settings_at(trainer.config, trainer.step, trainer.prior.num_views).cameras
     return max(1, (trainer.ray_chunk or cameras.batch_size * cameras.resolution**2) // FEWER)
 

@@ -97,7 +97,7 @@ class Trainer:
         self.optimizer = optimizer
         self.device = device
         self.step = 0
-        self.ray_chunk: int | None = None  # rays rendered at a time; None: all. Costs time, changes no result
+        self.ray_chunk: int | None = None  # rays rendered at a time; None: all. Costs time; results equal to rounding
         self.match_view: MatchView | None = None  # for the next preview; no part of the state
         # On the CPU whatever the device, so that a seed means the same cameras, lights and noise everywhere.
         self.generator = torch.Generator().manual_seed(config.seed)

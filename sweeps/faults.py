@@ -43,7 +43,7 @@ class FaultPolicy:
     """One field for each fault that leaves a choice."""
 
     lost: int = 2  # how often a trial is tried again after its process or its node was lost
-    out_of_memory: Literal["smaller_chunk", "fail"] = "smaller_chunk"  # once; the result stays the same
+    out_of_memory: Literal["smaller_chunk", "fail"] = "smaller_chunk"  # once; the same result to rounding
     disk_full: Literal["fail", "retry"] = "fail"  # retry counts as lost
 
     @classmethod

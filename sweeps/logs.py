@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOGGERS = ("corrdream", "sweeps")
@@ -46,4 +46,5 @@ def trial_log(folder: Path) -> Iterator[Warnings]:
         for name in LOGGERS:
             logging.getLogger(name).removeHandler(file)
             logging.getLogger(name).removeHandler(warnings)
-        file.close()
+        with suppress(OSError):  # what a full disk did not take
+            file.close()

@@ -232,7 +232,7 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
                 self._fail_or_raise(error, None, fail=isinstance(error, HOPELESS))
 
     def _give_up_or_take_fewer_rays(self, error: torch.OutOfMemoryError) -> None:
-        """The first time another attempt gets a quarter of the rays at a time, which changes no result."""
+        """The first time another attempt gets a quarter of the rays at a time, which rounds differently only."""
         if self._trainer is None:  # the prior alone did not fit
             self._fail_or_raise(error, "out_of_memory", fail=True)
             return
