@@ -196,14 +196,14 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         state: State = "running"
         if report.finished:
             grades = corrdream.finish_run(self._trainer, self._run)
-            self._measured = self._collect(grades)
+            self._measured = self._collect(grades, report.seconds)
             self._tracker.close(self._measured)
             state = "finished"
         elif self._stop_file.exists():
             self._trainer.save_to(self._run)  # it may have come after the last look at it
             state = "stopped"
         elif self._is_at_rung():
-            self._measured = self._collect(corrdream.measure(self._trainer))
+            self._measured = self._collect(corrdream.measure(self._trainer), report.seconds)
             write_rung(self._folder, report.step, self._measured)
             state = "paused"
         self._status = dataclasses.replace(self._status, state=state, step=report.step)
@@ -214,8 +214,8 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
     def _is_at_rung(self) -> bool:
         return bool(0 < self._until <= self._trainer.step)
 
-    def _collect(self, graded: Mapping[str, Any]) -> dict[str, float]:
-        return collect_metrics(self._folder, graded, self._status.seconds)
+    def _collect(self, graded: Mapping[str, Any], spent: float) -> dict[str, float]:
+        return collect_metrics(self._folder, graded, self._status.seconds + spent)
 
     def _give_up_or_raise(self, error: Exception) -> None:
         """Fails the trial if another attempt would fail too; else raises again, and Tune makes that attempt."""
