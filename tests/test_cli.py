@@ -203,7 +203,7 @@ def test_a_folder_in_use_is_not_trained_again(
 def test_a_run_that_diverges_ends_with_one_line_and_status_1(
     settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["guidance.guidance_scale=3e38", "--run-dir", str(tmp_path / "run")]
+    arguments = ["guidance.guidance_scale=1e300", "--run-dir", str(tmp_path / "run")]
     assert main(["train", *settings, *arguments]) == 1
     assert "corrdream: step 0: the gradient is not finite" in capsys.readouterr().err
 

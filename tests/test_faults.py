@@ -38,7 +38,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hurt": {},
     "memory": {"cameras.resolution": 24},
     "no_memory": {"cameras.resolution": 80},
-    "diverging": {"guidance.guidance_scale": {"steps": [0, 7], "values": [7.5, 3e38], "interpolate": "hold"}},
+    "diverging": {"guidance.guidance_scale": {"steps": [0, 7], "values": [7.5, 1e300], "interpolate": "hold"}},
     "full": {},
 }
 
