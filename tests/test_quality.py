@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,14 @@ def trainer(tiny_prior_file: Path) -> Trainer:
     return build(load_config((), plain))
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("CORRDREAM_CACHE", str(tmp_path))
-    return tmp_path
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CORRDREAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quality(trainer: Trainer) -> Quality:
     return measure_quality(trainer.show(), trainer.prior, ROWS)
 

@@ -7,14 +7,17 @@ configuration (a random checkpoint in the official layout), OLD.yaml a released 
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from corrdream import identity, load_config
 from corrdream.__main__ import main as corrdream
+from sweeps.folders import SweepFolder, create_sweep
 from sweeps.run import main as sweep
 from tests.mvdream_files import released_overrides, small_blocks_shape, write_checkpoint
-from tests.sweep_folders import finish_trial, tiny_overrides, write_sweep
+from tests.sweep_folders import finish_trial, plan_sweep, tiny_overrides
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ("python", "make", "pytest", "CUDA_VISIBLE_DEVICES=0")
@@ -40,7 +43,7 @@ def readme_commands() -> list[str]:
     is_then = False
     for line in prose.splitlines():
         is_then = line.startswith("| then |") or (is_then and line.startswith("|"))
-        shown = line.split(" | ", 1)[1] if is_then else line
+        shown = line.partition(" | ")[2] if is_then else line
         found += [code for code in re.findall(r"`([^`]+)`", shown) if _program(code) in PROGRAMS and " " in code]
     return list(dict.fromkeys(found))
 
@@ -66,8 +69,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, released: list[str]) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CORRDREAM_CACHE", str(folder / "cache"))
         assert corrdream(["train", *words]) == 0
-    sweep_folder, planned = write_sweep(folder / "runs" / "NAME", prompts=("a snowman",), seeds=(0,))
-    for trial in planned.trials:
+    planned = plan_sweep("NAME", prompts=("a snowman",), seeds=(0,))
+    trials = [replace(trial, identity=identity(load_config((), trial.config))) for trial in planned.trials]
+    sweep_folder = SweepFolder(folder / "runs" / "NAME")
+    create_sweep(sweep_folder, replace(planned, trials=tuple(trials)))
+    for trial in trials:
         finish_trial(sweep_folder, trial, viou=0.7)
     return folder
 
