@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -267,3 +268,21 @@ def test_settings_follow_the_schedules() -> None:
         assert settings.timestep_range == pytest.approx(timesteps, abs=1), step
         assert settings.is_correspondence_step == is_correspondence, step
         assert settings.loss_weights.keys() == {field.name for field in dataclasses.fields(config.loss_weights)}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_host_waits_for_the_gpu_only_where_sampling_and_the_figures_need_it(tiny_prior_file: Path) -> None:
+    config = load_config((), tiny_overrides(tiny_prior_file, max_steps=8, device="cuda"))
+    trainer = build(config)
+    for _ in range(3):  # what happens once: compilation, occupancy
+        trainer.train_step()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            trainer.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    places = [f"{wait.filename}:{wait.lineno}" for wait in waits if "synchroniz" in str(wait.message)]
+    assert len(places) <= 6, places  # rays, lattice, cells, visible samples; finite gradient; figures
