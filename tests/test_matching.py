@@ -195,7 +195,6 @@ def test_streamed_holds_few_tiles_at_once() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("size", "limit"), [(128, 2**30), (256, 2**32)])
 def test_streamed_holds_less_than_the_volume_on_the_gpu(size: int, limit: int) -> None:
     source, target = (

@@ -271,7 +271,6 @@ def test_settings_follow_the_schedules() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_host_waits_for_the_gpu_only_where_sampling_and_the_figures_need_it(tiny_prior_file: Path) -> None:
     config = load_config((), tiny_overrides(tiny_prior_file, max_steps=8, device="cuda"))
     trainer = build(config)

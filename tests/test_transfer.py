@@ -19,7 +19,6 @@ def test_tensor_that_is_there_is_not_copied() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_host_does_not_wait_for_the_gpu() -> None:
     values = torch.arange(1000.0)
     with torch.cuda.stream(torch.cuda.Stream()):
