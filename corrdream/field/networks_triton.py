@@ -187,12 +187,6 @@ def _backward(
 ):
     unit, is_unit = tl.arange(0, hidden_padded), tl.arange(0, hidden_padded) < hidden
     channel = tl.arange(0, channels_padded)[:, None]
-    density = _load_matrix(density_in, hidden, channels, hidden_padded, channels_padded)
-    albedo = _load_matrix(albedo_in, hidden, channels, hidden_padded, channels_padded)
-    out = tl.load(density_out + unit, mask=is_unit, other=0.0)[:, None]
-    red_out = tl.load(albedo_out + unit, mask=is_unit, other=0.0)[:, None]
-    green_out = tl.load(albedo_out + hidden + unit, mask=is_unit, other=0.0)[:, None]
-    blue_out = tl.load(albedo_out + 2 * hidden + unit, mask=is_unit, other=0.0)[:, None]
     to_density = tl.zeros((hidden_padded, channels_padded), tl.float32)
     to_albedo = tl.zeros((hidden_padded, channels_padded), tl.float32)
     to_out = tl.zeros((hidden_padded,), tl.float32)
@@ -208,6 +202,9 @@ def _backward(
         of_x = tl.load(grad_slope + point, mask=is_point, other=0.0)[None, :]
         of_y = tl.load(grad_slope + num_points + point, mask=is_point, other=0.0)[None, :]
         of_z = tl.load(grad_slope + 2 * num_points + point, mask=is_point, other=0.0)[None, :]
+        # Weights are loaded where they are used, from the cache: kept, they would fill the registers.
+        density = _load_matrix(density_in, hidden, channels, hidden_padded, channels_padded)
+        out = tl.load(density_out + unit, mask=is_unit, other=0.0)[:, None]
         before = tl.dot(density, x, input_precision=precision)
         active = tl.where(before > 0, out, 0.0)
         by_feature = tl.dot(tl.trans(density), active, input_precision=precision)
@@ -217,19 +214,25 @@ def _backward(
         along = of_x * tl.load(jacobian + place, mask=mask, other=0.0)
         along += of_y * tl.load(jacobian + axis + place, mask=mask, other=0.0)
         along += of_z * tl.load(jacobian + 2 * axis + place, mask=mask, other=0.0)
+        density = _load_matrix(density_in, hidden, channels, hidden_padded, channels_padded)
         to_active = tl.dot(density, along, input_precision=precision) + of_raw * before
         to_out += tl.sum(tl.where(before > 0, to_active, 0.0), axis=1)
         to_density += tl.dot(active, tl.trans(along + of_raw * x), input_precision=precision)
         of_red = tl.load(grad_color + point, mask=is_point, other=0.0)[None, :]
         of_green = tl.load(grad_color + num_points + point, mask=is_point, other=0.0)[None, :]
         of_blue = tl.load(grad_color + 2 * num_points + point, mask=is_point, other=0.0)[None, :]
+        albedo = _load_matrix(albedo_in, hidden, channels, hidden_padded, channels_padded)
         color = tl.dot(albedo, x, input_precision=precision)
         after = tl.maximum(color, 0.0)
         to_red += tl.sum(of_red * after, axis=1)
         to_green += tl.sum(of_green * after, axis=1)
         to_blue += tl.sum(of_blue * after, axis=1)
+        red_out = tl.load(albedo_out + unit, mask=is_unit, other=0.0)[:, None]
+        green_out = tl.load(albedo_out + hidden + unit, mask=is_unit, other=0.0)[:, None]
+        blue_out = tl.load(albedo_out + 2 * hidden + unit, mask=is_unit, other=0.0)[:, None]
         to_color = tl.where(color > 0, of_red * red_out + of_green * green_out + of_blue * blue_out, 0.0)
         to_albedo += tl.dot(to_color, tl.trans(x), input_precision=precision)
+        albedo = _load_matrix(albedo_in, hidden, channels, hidden_padded, channels_padded)
         to_x = of_raw * by_feature + tl.dot(tl.trans(albedo), to_color, input_precision=precision)
         tl.store(to_features + place, to_x, mask=mask)
     matrix: tl.constexpr = hidden_padded * channels_padded

@@ -59,6 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of the CPU's benchmark")
     parser.add_argument("--kernels", action="store_true", help="also the kernels that take longest in each case")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--commit", default="", help="where the sources have no repository with them")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: shows that it runs, on any device")
     return parser.parse_args(arguments)
 
@@ -181,13 +182,17 @@ def main(arguments: Sequence[str] | None = None) -> list[Measurement]:
     logging.basicConfig(level=logging.INFO, format="# %(message)s")
     match options.what:
         case "step":
-            lines = list(step(Workbench(options), options))
+            measurements = step(Workbench(options), options)
         case "parts":
-            lines = list(parts(Workbench(options), options))
+            measurements = parts(Workbench(options), options)
         case _:
-            lines = list(cpu(options))
+            measurements = cpu(options)
+    lines: list[Measurement] = []
+    for line in measurements:
+        lines.append(line)
+        print("> " + table([line]).splitlines()[1], flush=True)  # in case that the rest does not come
     device = torch.device("cuda" if torch.cuda.is_available() and options.what != "cpu" else "cpu")
-    facts = environment(device)
+    facts = environment(device, options.commit)
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     print(table(lines))
     if options.json is not None:

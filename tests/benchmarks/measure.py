@@ -1,6 +1,7 @@
 """Timing, what the GPU did meanwhile, and the table of it all."""
 
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -122,18 +123,23 @@ def top_kernels(function: Callable[[], object], count: int = 12) -> list[tuple[s
     return sorted(rows, key=lambda row: -row[1])[:count]
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def current_commit() -> str:
+    """The working tree's commit, and whether it was changed; empty where there is no repository."""
+    if shutil.which("git") is None:
+        return ""
+    command = ["git", "describe", "--always", "--dirty"]
+    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return result.stdout.strip()
+
+
+def environment(device: torch.device, commit: str = "") -> dict[str, str]:
     """Device, versions, commit."""
-    root = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
-    ).stdout.strip()
     on_gpu = device.type == "cuda"
     facts = {
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": commit or "unknown",
+        "commit": commit or current_commit() or "unknown",
     }
     if on_gpu:
         import triton

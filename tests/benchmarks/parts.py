@@ -10,6 +10,7 @@ from corrdream.camera_sampling import sample_multiview_cameras
 from corrdream.cameras import camera_rays
 from corrdream.correspondence import StreamedMatching
 from corrdream.field.encodings import HashGrid
+from corrdream.field.encodings_tcnn import TcnnHashGrid
 from corrdream.interfaces import Encoding, JacobianEncoding, MultiviewPrior
 from corrdream.settings import settings_at
 from corrdream.structures import RenderOutput
@@ -17,6 +18,7 @@ from corrdream.trainer import Trainer
 from tests.benchmarks.measure import Measurement, measure
 
 Part = tuple[str, Callable[[], object]]
+RELEASED_GROWTH = 1.447269237440378
 
 
 def prior_parts(prior: MultiviewPrior, blocks: tuple[int, ...], device: torch.device) -> Iterator[Part]:
@@ -88,7 +90,7 @@ def encoding_parts(points: Tensor, used: Encoding) -> Iterator[Part]:
 
 def encodings(used: Encoding, device: torch.device) -> Iterator[tuple[str, Encoding, Tensor]]:
     """Name, encoding and table of the backends that run here, at the released size on a GPU."""
-    grid = HashGrid(growth=1.447269237440378).to(device) if device.type == "cuda" else used
+    grid = HashGrid(growth=RELEASED_GROWTH).to(device) if device.type == "cuda" else used
     if isinstance(grid, HashGrid):
         yield "torch", grid, grid.table
     if device.type != "cuda":
@@ -101,13 +103,8 @@ def encodings(used: Encoding, device: torch.device) -> Iterator[tuple[str, Encod
             encoding = TritonHashGrid(grid, block=block).to(device)
             yield f"triton{block}", encoding, encoding.table
     if find_spec("tinycudann") is not None:
-        import tinycudann
-
-        settings = {"n_levels": 16, "n_features_per_level": 2, "log2_hashmap_size": 19, "base_resolution": 16}
-        settings |= {"otype": "HashGrid", "per_level_scale": 1.447269237440378}
-        theirs = tinycudann.Encoding(3, settings, dtype=torch.float32)
-        theirs.output_dim = theirs.n_output_dims
-        yield "tinycudann", theirs, theirs.params
+        theirs = TcnnHashGrid(growth=RELEASED_GROWTH).to(device)
+        yield "tinycudann", theirs, theirs.table
 
 
 def normals_by_autograd(encoding: Encoding, table: Tensor, points: Tensor, cotangent: Tensor) -> Tensor:
