@@ -38,20 +38,24 @@ def outputs_and_gradients(heads: Heads, count: int, channels: int, hidden: int, 
     return [tensor.detach().cpu() for tensor in (*outputs, *gradients, alone)]
 
 
-def assert_same(count: int, channels: int, hidden: int, device: str, tolerance: float) -> None:
+def assert_same(count: int, channels: int, hidden: int, device: str, tolerances: tuple[float, float]) -> None:
+    """Tolerances of outputs and of gradients, relative to the largest value."""
     from corrdream.field.networks_triton import TritonHeads
 
     expected = outputs_and_gradients(TorchHeads(), count, channels, hidden, "cpu")
     actual = outputs_and_gradients(TritonHeads(), count, channels, hidden, device)
-    for ours, theirs in zip(actual, expected, strict=True):
+    for index, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         assert ours.shape == theirs.shape
+        is_gradient = 3 <= index < len(expected) - 1
         if ours.numel():
-            assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+            assert (ours - theirs).norm() <= tolerances[is_gradient] * theirs.norm()
 
 
 def interpreted() -> None:
-    assert_same(150, 8, 20, "cpu", 1e-5)  # more than one tile, the last not full; sizes that are no powers of two
-    assert_same(0, 8, 16, "cpu", 0)
+    assert_same(
+        150, 8, 20, "cpu", (1e-6, 1e-6)
+    )  # more than one tile, the last not full; sizes that are no powers of two
+    assert_same(0, 8, 16, "cpu", (0.0, 0.0))
 
 
 @triton
@@ -64,8 +68,8 @@ def test_kernels_equal_the_reference_in_tritons_interpreter(monkeypatch: pytest.
 @pytest.mark.gpu("triton")
 @pytest.mark.parametrize(("count", "channels", "hidden"), [(100_003, 32, 64), (777, 32, 64), (64, 8, 20), (0, 32, 64)])
 def test_kernels_equal_the_reference_on_the_gpu(count: int, channels: int, hidden: int) -> None:
-    # Units within rounding of zero may be active on one side only: few, and each moves little.
-    assert_same(count, channels, hidden, "cuda", 1e-4)
+    # Gradients: products in TF32, 5e-4 each; units within rounding of zero may be active on one side only.
+    assert_same(count, channels, hidden, "cuda", (1e-5, 2e-3))
 
 
 @pytest.mark.parametrize("num_hidden_layers", [0, 1, 2])

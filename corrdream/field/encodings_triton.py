@@ -194,7 +194,7 @@ def _row(level, x, y, z):
     return offset + tl.minimum(row, size - 1).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_points"])
 @no_type_check
 def _gather(
     table,
@@ -257,7 +257,7 @@ def _differs(points, other, num_points, scale, cell_x, cell_y, cell_z):
     return (other_x != cell_x) | (other_y != cell_y) | (other_z != cell_z) | (exists == 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_points", "features_channel", "jacobian_axis", "jacobian_channel"])
 @no_type_check
 def _scatter(
     table,

@@ -18,7 +18,10 @@ from torch.autograd.function import once_differentiable
 BLOCK = 64  # points a tile
 PROGRAMS = 528  # of the backward pass: four on each of an H100's multiprocessors
 SMALLEST = 16  # side of a matrix product
-PRECISION = "tf32x3"  # of products: three passes of the matrix units, close to float32
+# Of products. Outputs: three passes of the matrix units, close to float32. Gradients: one pass, 10 bits of mantissa;
+# with three, the backward kernel needs more registers than there are.
+OUTPUT_PRECISION = "tf32x3"
+GRADIENT_PRECISION = "tf32"
 
 
 class TritonHeads:
@@ -34,6 +37,7 @@ class TritonHeads:
             _forward[grid](
                 *(columns, columns, *weights, *weights, raw, raw, raw, len(raw)),
                 **_sizes(weights[0]),
+                precision=OUTPUT_PRECISION,
                 with_all=False,
             )
         return raw
@@ -65,7 +69,6 @@ def _sizes(weights: Tensor) -> dict[str, Any]:
         "channels_padded": max(SMALLEST, triton.next_power_of_2(channels)),
         "hidden_padded": max(SMALLEST, triton.next_power_of_2(hidden)),
         "block": BLOCK,
-        "precision": PRECISION,
     }
 
 
@@ -83,6 +86,7 @@ class _Heads(torch.autograd.Function):
             _forward[grid](
                 *(features, jacobian, *weights, raw, slope, albedo, count),
                 **_sizes(weights[0]),
+                precision=OUTPUT_PRECISION,
                 with_all=True,
             )
         return raw, slope, albedo
@@ -101,6 +105,8 @@ class _Heads(torch.autograd.Function):
                 *(features, jacobian, *weights, *(grad.contiguous() for grad in grads)),
                 *(to_features, to_jacobian, to_weights, count),
                 **sizes,
+                precision=GRADIENT_PRECISION,
+                num_warps=8,
             )
         hidden, channels = weights[0].shape
         *matrices, of_density, of_albedo = to_weights.sum(0).split([matrix, matrix, vector, 3 * vector])
@@ -117,7 +123,7 @@ def _load_matrix(place, hidden, channels, hidden_padded: tl.constexpr, channels_
     return tl.load(place + row * channels + column, mask=(row < hidden) & (column < channels), other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_points"])
 @no_type_check
 def _forward(
     features,
@@ -162,7 +168,7 @@ def _forward(
             tl.store(color_out + color * num_points + point, tl.sum(out * after, axis=0), mask=is_point)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_points"])
 @no_type_check
 def _backward(
     features,

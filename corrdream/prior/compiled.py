@@ -68,15 +68,13 @@ class PreparedFunction:
         if self.compilation == "full":
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache() / "compiled"))
             version = torch.compile(self.function, dynamic=False)
-        outputs = version(*arguments)
-        differentiated = [argument for argument in arguments if argument.requires_grad]
-        if torch.is_grad_enabled() and differentiated:
+        with_gradient = torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments)
+        detached = [argument.detach().requires_grad_(argument.requires_grad) for argument in arguments]
+        outputs = version(*detached)
+        if with_gradient:
             # The backward pass is compiled when it is first needed: here, where a failure can be caught.
-            detached = [argument.detach().requires_grad_(argument.requires_grad) for argument in arguments]
-            outputs = version(*detached)
-            torch.autograd.grad(
-                outputs, [d for d in detached if d.requires_grad], [torch.ones_like(output) for output in outputs]
-            )
+            variables = [argument for argument in detached if argument.requires_grad]
+            torch.autograd.grad(outputs, variables, [torch.ones_like(output) for output in outputs])
             return version
         return CapturedCall(version, arguments) if arguments[0].device.type == "cuda" else version
 
