@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 BLOCK = 64  # points a tile
+GRADIENT_BLOCK = 32  # the same in the backward pass, which with more would spill registers
 PROGRAMS = 528  # of the backward pass: four on each of an H100's multiprocessors
 SMALLEST = 16  # side of a matrix product
 # Of products. Outputs: three passes of the matrix units, close to float32. Gradients: one pass, 10 bits of mantissa;
@@ -37,6 +38,7 @@ class TritonHeads:
             _forward[grid](
                 *(columns, columns, *weights, *weights, raw, raw, raw, len(raw)),
                 **_sizes(weights[0]),
+                block=BLOCK,
                 precision=OUTPUT_PRECISION,
                 with_all=False,
             )
@@ -68,7 +70,6 @@ def _sizes(weights: Tensor) -> dict[str, Any]:
         "hidden": hidden,
         "channels_padded": max(SMALLEST, triton.next_power_of_2(channels)),
         "hidden_padded": max(SMALLEST, triton.next_power_of_2(hidden)),
-        "block": BLOCK,
     }
 
 
@@ -86,6 +87,7 @@ class _Heads(torch.autograd.Function):
             _forward[grid](
                 *(features, jacobian, *weights, raw, slope, albedo, count),
                 **_sizes(weights[0]),
+                block=BLOCK,
                 precision=OUTPUT_PRECISION,
                 with_all=True,
             )
@@ -97,7 +99,7 @@ class _Heads(torch.autograd.Function):
         features, jacobian, *weights = ctx.saved_tensors
         count, sizes = features.shape[1], _sizes(weights[0])
         to_features, to_jacobian = torch.zeros_like(features), torch.zeros_like(jacobian)
-        programs = min(PROGRAMS, triton.cdiv(count, BLOCK))
+        programs = min(PROGRAMS, triton.cdiv(count, GRADIENT_BLOCK))
         matrix, vector = sizes["hidden_padded"] * sizes["channels_padded"], sizes["hidden_padded"]
         to_weights = features.new_zeros(max(programs, 1), 2 * matrix + 4 * vector)
         if count:
@@ -105,6 +107,7 @@ class _Heads(torch.autograd.Function):
                 *(features, jacobian, *weights, *(grad.contiguous() for grad in grads)),
                 *(to_features, to_jacobian, to_weights, count),
                 **sizes,
+                block=GRADIENT_BLOCK,
                 precision=GRADIENT_PRECISION,
                 num_warps=8,
             )
@@ -198,7 +201,8 @@ def _backward(
     to_out = tl.zeros((hidden_padded,), tl.float32)
     to_red, to_green, to_blue = to_out, to_out, to_out
     axis = channels * num_points.to(tl.int64)
-    for tile in range(tl.program_id(0), tl.cdiv(num_points, block), tl.num_programs(0)):
+    tile = tl.program_id(0)
+    while tile * block < num_points:  # Triton's interpreter cannot take a range that begins at the program's number
         point = tile * block + tl.arange(0, block)
         is_point = point < num_points
         place = channel.to(tl.int64) * num_points + point[None, :]
@@ -241,6 +245,7 @@ def _backward(
         albedo = _load_matrix(albedo_in, hidden, channels, hidden_padded, channels_padded)
         to_x = of_raw * by_feature + tl.dot(tl.trans(albedo), to_color, input_precision=precision)
         tl.store(to_features + place, to_x, mask=mask)
+        tile += tl.num_programs(0)
     matrix: tl.constexpr = hidden_padded * channels_padded
     start = to_weights + tl.program_id(0) * (2 * matrix + 4 * hidden_padded)
     cell = unit[:, None] * channels_padded + tl.arange(0, channels_padded)[None, :]
