@@ -10,19 +10,19 @@ from typing import Literal, TypeVar
 
 import torch
 
-from corrdream.backends import MissingBackendError
+from corrdream.backends import MissingBackendError, load_triton
 from corrdream.config import Config, ConfigError
 from corrdream.field.encodings_tcnn import load_tinycudann
 from corrdream.rendering.marching_nerfacc import load_nerfacc
 
 logger = logging.getLogger(__name__)
 
-EncodingBackend = Literal["torch", "tinycudann"]
+EncodingBackend = Literal["torch", "triton", "tinycudann"]
 MarchingBackend = Literal["torch", "nerfacc"]
 Name = TypeVar("Name", bound=str)
 
 # The packages' names, fastest first, and what raises MissingBackendError where they cannot run.
-ENCODING: Mapping[EncodingBackend, Callable[[str], object]] = {"tinycudann": load_tinycudann}
+ENCODING: Mapping[EncodingBackend, Callable[[str], object]] = {"triton": load_triton, "tinycudann": load_tinycudann}
 MARCHING: Mapping[MarchingBackend, Callable[[str], object]] = {"nerfacc": load_nerfacc}
 
 

@@ -33,3 +33,8 @@ def install(package: str) -> str:
     distribution = package.partition(".")[0]
     extra = EXTRA.get(distribution)
     return f"pip install 'corrdream[{extra}]'" if extra else f"pip install {distribution}"
+
+
+def load_triton(key: str) -> ModuleType:
+    """The package, which comes with torch for NVIDIA GPUs."""
+    return require("triton", key)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from corrdream.cameras import intrinsics_from_fovy, look_at, place_lights, spherical_position
 from corrdream.structures import CameraBatch, LightBatch
+from corrdream.transfer import all_to_device
 
 Range = tuple[float, float]
 
@@ -131,18 +132,14 @@ def sample_multiview_cameras(
 ) -> tuple[CameraBatch, LightBatch]:
     """Random cameras and lights on `device`, the same for a seed on every device: placed where the generator is."""
     cameras, lights = place_cameras(settings, draw_cameras(settings, generator))
+    parts = [cameras.c2w, cameras.intrinsics, cameras.azimuth, cameras.elevation, cameras.distance]
+    parts += [lights.position, lights.offset, lights.distance]
+    c2w, intrinsics, azimuth, elevation, distance, *of_lights = all_to_device(parts, device)
+    position, offset, light_distance = of_lights
     moved_cameras = replace(
-        cameras,
-        c2w=cameras.c2w.to(device),
-        intrinsics=cameras.intrinsics.to(device),
-        azimuth=cameras.azimuth.to(device),
-        elevation=cameras.elevation.to(device),
-        distance=cameras.distance.to(device),
+        cameras, c2w=c2w, intrinsics=intrinsics, azimuth=azimuth, elevation=elevation, distance=distance
     )
-    moved_lights = LightBatch(
-        position=lights.position.to(device), offset=lights.offset.to(device), distance=lights.distance.to(device)
-    )
-    return moved_cameras, moved_lights
+    return moved_cameras, LightBatch(position=position, offset=offset, distance=light_distance)
 
 
 def _azimuth(settings: CameraSettings, uniform: Float[Tensor, " G"]) -> Float[Tensor, " B"]:

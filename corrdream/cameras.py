@@ -28,7 +28,8 @@ def look_at(
     right = F.normalize(torch.linalg.cross(forward, up, dim=-1), dim=-1)
     image_up = F.normalize(torch.linalg.cross(right, forward, dim=-1), dim=-1)
     upper = torch.stack([right, image_up, -forward, position], dim=-1)
-    last_row = upper.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(upper), 1, 4)
+    last_row = torch.zeros_like(upper[:, :1])
+    last_row[..., 3] = 1  # a constant from the host would have to be waited for
     return torch.cat([upper, last_row], dim=-2)
 
 
@@ -217,7 +218,8 @@ def _look_at_origin(
     azimuth: Float[Tensor, " B"], elevation: Float[Tensor, " B"], distance: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 4 4"]:
     position = spherical_position(azimuth, elevation, distance)
-    up = position.new_tensor([0.0, 0.0, 1.0]).expand_as(position)
+    up = torch.zeros_like(position)
+    up[:, 2] = 1
     return look_at(position, torch.zeros_like(position), up)
 
 

@@ -34,6 +34,9 @@ class PriorConfig:
     # auto: float16 for MVDream on a GPU, else float32
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     attention: Literal["auto", "sdpa", "xformers"] = "auto"  # of kind mvdream; auto: sdpa, torch's own
+    # full: networks are compiled and replayed as CUDA graphs; graph: replayed only, ready at once; auto: on a GPU full
+    # for MVDream and graph for blocks, on a CPU off
+    compile: Literal["auto", "full", "graph", "off"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,7 @@ class FieldConfig:
     radius: float = 1.0
     encoding: Literal["hash_grid", "dense_grid"] = "dense_grid"
     # what computes a hash grid, and spherical harmonics behind it; auto: the fastest that this machine has
-    backend: Literal["auto", "torch", "tinycudann"] = "auto"
+    backend: Literal["auto", "torch", "triton", "tinycudann"] = "auto"
     hash_grid: HashGridConfig = dataclasses.field(default_factory=HashGridConfig)
     dense_grid: DenseGridConfig = dataclasses.field(default_factory=DenseGridConfig)
     hidden_width: int = 64  # of the density and albedo networks behind a hash grid
@@ -389,7 +392,11 @@ def check_config(config: Config) -> None:
             f"prior.attention={config.prior.attention} needs prior.kind=mvdream, got {config.prior.kind}, "
             "which chooses for itself."
         )
-    if config.field.backend == "tinycudann" and config.field.encoding != "hash_grid":
+    if config.prior.compile in ("full", "graph") and config.prior.kind == "mvdream_package":
+        raise ConfigError(
+            f"prior.compile={config.prior.compile} needs prior.kind=mvdream or blocks, got {config.prior.kind}."
+        )
+    if config.field.backend in ("triton", "tinycudann") and config.field.encoding != "hash_grid":
         raise ConfigError(
             f"field.backend={config.field.backend} needs field.encoding=hash_grid, got {config.field.encoding}."
         )

@@ -14,6 +14,7 @@ from corrdream.config import Config, ConfigError, config_to_dict
 from corrdream.correspondence import StreamedMatching
 from corrdream.interfaces import MultiviewPrior
 from corrdream.prior.blocks import WEIGHTS, BlocksPrior, blocks_fingerprint, check_words, read_metadata
+from corrdream.prior.compiled import Compilation
 from corrdream.prior.mvdream import MvdreamPrior
 from corrdream.prior.mvdream_checkpoint import checkpoint_fingerprint, locate_checkpoint
 from corrdream.prior.mvdream_package import MvdreamPackagePrior
@@ -45,7 +46,12 @@ def build_prior(config: Config, device: torch.device | None = None) -> Multiview
     device = device or pick_device(config)
     match config.prior.kind:
         case "blocks":
-            return BlocksPrior.load(device, path=_weights(config), dtype=_prior_dtype(config, device))
+            return BlocksPrior.load(
+                device,
+                path=_weights(config),
+                dtype=_prior_dtype(config, device),
+                compilation=pick_compilation(config, device),
+            )
         case "mvdream":
             return _named_as_config(
                 lambda: MvdreamPrior.load(
@@ -54,6 +60,7 @@ def build_prior(config: Config, device: torch.device | None = None) -> Multiview
                     device=device,
                     dtype=_prior_dtype(config, device),
                     attention=config.prior.attention,
+                    compilation=pick_compilation(config, device),
                 )
             )
         case "mvdream_package":
@@ -82,6 +89,19 @@ def _prior_dtype(config: Config, device: torch.device) -> torch.dtype:
             return torch.bfloat16
         case _:
             assert_never(config.prior.precision)
+
+
+def pick_compilation(config: Config, device: torch.device) -> Compilation:
+    """How the prior's networks are prepared."""
+    match config.prior.compile:
+        case "auto":
+            if device.type != "cuda":
+                return "off"
+            return "full" if config.prior.kind == "mvdream" else "graph"
+        case "full" | "graph" | "off":
+            return config.prior.compile
+        case _:
+            assert_never(config.prior.compile)
 
 
 def _named_as_config(action: Callable[[], Result]) -> Result:

@@ -33,7 +33,7 @@ def score_distillation(
     assert len(text) in (2, 2 * batch), f"text must have 2 or {2 * batch} rows, got {len(text)}"
     latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
     with torch.no_grad():
-        alpha_cumprod = prior.alphas_cumprod[timestep]
+        alpha_cumprod = prior.alphas_cumprod.take(timestep)
         noisy = add_noise(latents, noise.to(latents), alpha_cumprod)
         # One call for both halves of the guidance: the text's views first, then the unconditional ones.
         prediction = prior.predict_noise(

@@ -22,6 +22,15 @@ class Encoding(Protocol):
 
 
 @runtime_checkable
+class JacobianEncoding(Encoding, Protocol):
+    """An encoding that knows its derivatives, so that a normal costs no second derivative."""
+
+    def with_jacobian(self, points: Float[Tensor, "P 3"]) -> tuple[Float[Tensor, "P C"], Float[Tensor, "3 P C"]]:
+        """Features, and their derivatives along the three axes; both once differentiable."""
+        ...
+
+
+@runtime_checkable
 class DensityFunction(Protocol):
     """Density at world points, used by sampling to skip what is not seen."""
 

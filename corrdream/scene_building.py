@@ -17,6 +17,7 @@ from corrdream.field import (
     SphericalHarmonics,
 )
 from corrdream.field.encodings_tcnn import TcnnHashGrid, TcnnSphericalHarmonics
+from corrdream.field.networks import Heads, TorchHeads
 from corrdream.interfaces import Encoding, Marching
 from corrdream.rendering import OccupancyGrid, TorchMarching, sampling_step
 from corrdream.rendering.marching_nerfacc import NerfaccMarching
@@ -62,14 +63,14 @@ def build_encoding(config: Config, generator: torch.Generator, backends: Backend
     match config.field.encoding:
         case "hash_grid":
             match backends.encoding:
-                case "torch":
+                case "torch" | "triton":
                     hash_grid: type[HashGrid] | type[TcnnHashGrid] = HashGrid
                 case "tinycudann":
                     hash_grid = TcnnHashGrid
                 case _:
                     assert_never(backends.encoding)
             grid = config.field.hash_grid
-            return hash_grid(
+            encoding = hash_grid(
                 num_levels=grid.num_levels,
                 features_per_level=grid.features_per_level,
                 log2_table_size=grid.log2_table_size,
@@ -77,10 +78,27 @@ def build_encoding(config: Config, generator: torch.Generator, backends: Backend
                 growth=grid.growth,
                 generator=generator,
             )
+            return _on_triton(encoding) if backends.encoding == "triton" else encoding
         case "dense_grid":
             return DenseGrid(resolutions=config.field.dense_grid.resolutions, num_channels=4)
         case _:
             assert_never(config.field.encoding)
+
+
+def _on_triton(encoding: Encoding) -> Encoding:
+    from corrdream.field.encodings_triton import TritonHashGrid  # triton is not everywhere
+
+    assert isinstance(encoding, HashGrid), "chosen above"
+    return TritonHashGrid(encoding)
+
+
+def build_heads(config: Config, backends: Backends) -> Heads:
+    """What evaluates the networks behind the encoding; the kernels know one hidden layer."""
+    if backends.encoding != "triton" or config.field.num_hidden_layers != 1:
+        return TorchHeads()
+    from corrdream.field.networks_triton import TritonHeads
+
+    return TritonHeads()
 
 
 def build_field(config: Config, generator: torch.Generator, backends: Backends) -> RadianceField:
@@ -97,6 +115,7 @@ def build_field(config: Config, generator: torch.Generator, backends: Backends) 
         normal=config.field.normal,
         finite_difference_eps=config.field.finite_difference_eps,
         albedo_gain=config.field.dense_grid.albedo_gain,
+        heads=build_heads(config, backends),
         generator=generator,
     )
 
@@ -122,7 +141,7 @@ def build_direction_encoding(config: Config, backends: Backends) -> Encoding:
         case "frequency":
             return FrequencyEncoding(num_frequencies=config.background.num_frequencies)
         case "spherical_harmonics":
-            harmonics = SphericalHarmonics if backends.encoding == "torch" else TcnnSphericalHarmonics
+            harmonics = TcnnSphericalHarmonics if backends.encoding == "tinycudann" else SphericalHarmonics
             return harmonics(degree=config.background.spherical_harmonics_degree)
         case _:
             assert_never(config.background.direction_encoding)
@@ -137,6 +156,7 @@ def build_optimizer(config: Config, scene: Scene) -> torch.optim.Optimizer:
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
+        fused=True,
         betas=config.optimizer.betas,
         eps=config.optimizer.eps,
         weight_decay=config.optimizer.weight_decay,

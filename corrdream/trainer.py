@@ -33,6 +33,7 @@ from corrdream.rendering import draw_appearance, render
 from corrdream.scene import Scene, SceneView, load_scene
 from corrdream.settings import StepSettings, correspondence_settings, settings_at
 from corrdream.structures import Appearance, CameraBatch, LightBatch, Matches, RenderOutput
+from corrdream.transfer import to_device
 
 MIN_LOSS_SCALE = 2.0**-14  # of float16 training; it starts at 2^16
 
@@ -143,7 +144,7 @@ class Trainer:
         stratified = self.config.rendering.stratified
         return Look(
             appearance=appearance,
-            jitter=torch.rand(num_rays, generator=self.generator).to(self.device) if stratified else None,
+            jitter=to_device(torch.rand(num_rays, generator=self.generator), self.device) if stratified else None,
             with_normals=settings.loss_weights["orientation"] > 0,
         )
 
@@ -167,7 +168,7 @@ class Trainer:
         """Score distillation from the prior, at one timestep for the whole batch; the loss and what to log."""
         latents = self.encode(images.rgb)
         low, high = settings.timestep_range
-        timestep = torch.randint(low, high + 1, (), generator=self.generator).to(self.device)
+        timestep = to_device(torch.randint(low, high + 1, (), generator=self.generator), self.device)
         guidance = score_distillation(
             latents,
             noise=self.draw_noise(latents),
@@ -214,7 +215,7 @@ class Trainer:
             )
         matches = sum(len(matches.view) for matches in output.matches)
         return {"correspondence": output.loss}, {
-            "correspondence/matches": output.loss.new_tensor(matches),
+            "correspondence/matches": torch.full_like(output.loss.detach(), matches),
             "correspondence/residual": output.residual,
         }
 
@@ -226,11 +227,11 @@ class Trainer:
         config = self.config.correspondence
         latents = self.encode(torch.cat([images.rgb, twin.rgb]))
         noise = self.draw_noise(latents[: len(latents) // 2])
-        timestep = torch.tensor(config.timestep, device=self.device)
-        noisy = add_noise(latents, torch.cat([noise, noise]), self.prior.alphas_cumprod[timestep])
+        timesteps = torch.full((len(latents),), config.timestep, device=self.device)
+        noisy = add_noise(latents, torch.cat([noise, noise]), self.prior.alphas_cumprod[config.timestep])
         features = self.prior.features(
             noisy,
-            timestep.expand(len(noisy)),
+            timesteps,
             text=self.text[:1].expand(len(noisy), -1, -1),
             c2w=torch.cat([cameras.c2w, twin_cameras.c2w]),
             blocks=config.feature_blocks,
@@ -252,7 +253,7 @@ class Trainer:
                 shift = signed.repeat_interleave(self.prior.num_views)
             case _:
                 assert_never(config.shift)
-        return torch.deg2rad(shift.float()).to(self.device)
+        return to_device(torch.deg2rad(shift.float()), self.device)
 
     def encode(self, images: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B C h w"]:
         """Latents drawn from the encoder's posterior, as released; a prior without one takes no notice of the noise."""
@@ -262,7 +263,7 @@ class Trainer:
 
     def draw_noise(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         """Standard normal noise from the run's own generator."""
-        return torch.randn(latents.shape, generator=self.generator).to(latents)
+        return to_device(torch.randn(latents.shape, generator=self.generator), latents.device).to(latents)
 
     def show(self) -> SceneView:
         """The scene as it is now, to be looked at."""
@@ -381,8 +382,8 @@ def summarize(
     """A step's figures under stable names."""
     tensors = {f"loss/{name}": value for name, value in losses.items()}
     tensors |= {"loss/total": loss, **metrics, "opacity": images.opacity.mean()}
-    figures = {name: float(value.detach()) for name, value in tensors.items()}  # sync
-    return figures | {
+    values = torch.stack([value.detach().double() for value in tensors.values()]).tolist()  # sync
+    return dict(zip(tensors, values, strict=True)) | {
         "samples": float(len(images.weights)),
         "guidance/scale": settings.guidance_scale,
         "guidance/rescale": settings.guidance_rescale,

@@ -183,7 +183,6 @@ SCHEDULED: dict[str, str] = {
 
 BUILT_IN: dict[str, Any] = {
     "prior.kind": "mvdream",
-    "prior.precision": "float32",
     "cameras.elevation_sampling": "released",
     "cameras.drawn_ahead": 2,
     "field.encoding": "hash_grid",

@@ -1,5 +1,6 @@
 """Both implementations keep the contract, and the streamed one is the reference without its memory."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from corrdream.correspondence import StreamedMatching, VolumeMatching
+from corrdream.correspondence.correlations import bicubic_weights
 from corrdream.correspondence.matching import box_filter, mutual_matching
-from corrdream.correspondence.matching_streamed import MIN_TILE_ROWS, bicubic_weights, requested_tiles, tiles
+from corrdream.correspondence.matching_streamed import MIN_TILE_ROWS, requested_tiles, tiles
 from corrdream.interfaces import Matching
 from tests.contracts.matching import MatchingContract
 
@@ -50,6 +52,36 @@ class LargestTensor(TorchDispatchMode):
         ]
         self.entries = max([self.entries, *sizes])
         return result
+
+
+class PeakBytes(TorchDispatchMode):
+    """Records the most bytes that tensors made inside hold at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}  # tensors on each storage
+        self.held = self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.keep(leaf)
+        return result
+
+    def keep(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        self.held += 0 if address in self.alive else size
+        self.peak = max(self.peak, self.held)
+        self.alive[address] = self.alive.get(address, 0) + 1
+        weakref.finalize(tensor, self.release, address, size)
+
+    def release(self, address: int, size: int) -> None:
+        self.alive[address] -= 1
+        if not self.alive[address]:
+            del self.alive[address]
+            self.held -= size
 
 
 def test_mutual_matching_of_two_pixels() -> None:
@@ -148,6 +180,34 @@ def test_streamed_never_holds_more_than_a_tile(size: int) -> None:
         similarity.at(view, pixel, best)
         similarity.transposed().best_target(view, pixel)
     assert largest.entries <= (MIN_TILE_ROWS + 2) * size**3
+
+
+def test_streamed_holds_few_tiles_at_once() -> None:
+    size, shapes = 64, [(8, 16, 16), (8, 8, 8)]
+    source, target = random_layers(shapes, seed=0), random_layers(shapes, seed=1)
+    view, pixel = torch.zeros(size**2, dtype=torch.long), torch.arange(size**2)
+    with PeakBytes() as peak:
+        similarity = StreamedMatching(tile_bytes=SMALLEST_TILES).similarity(source, target, size=size)
+        best, _ = similarity.best_target(view, pixel)
+        similarity.at(view, pixel, best)
+    tile = 4 * (MIN_TILE_ROWS + 2) * size**3
+    assert 2 * tile < peak.peak < 6 * tile
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("size", "limit"), [(128, 2**30), (256, 2**32)])
+def test_streamed_holds_less_than_the_volume_on_the_gpu(size: int, limit: int) -> None:
+    source, target = (
+        [torch.randn(4, channels, side, side, device="cuda").half() for channels, side in ((640, 32), (1280, 16))]
+        for _ in range(2)
+    )
+    view, pixel = torch.arange(4, device="cuda").repeat_interleave(500), torch.arange(2000, device="cuda") * 7
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    similarity = StreamedMatching().similarity(source, target, size=size)
+    best, value = similarity.best_target(view, pixel)
+    torch.testing.assert_close(similarity.at(view, pixel, best), value, rtol=1e-3, atol=1e-5)
+    assert torch.cuda.max_memory_allocated() - before < limit
 
 
 @pytest.mark.gpu

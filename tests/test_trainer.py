@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from corrdream.artifacts import RunFolder
+from corrdream.camera_sampling import sample_multiview_cameras
+from corrdream.cameras import shift_azimuth
 from corrdream.checkpoint import load_checkpoint, valid_checkpoints
 from corrdream.config import CorrespondenceConfig, load_config
+from corrdream.diffusion import add_noise
 from corrdream.engine import build
 from corrdream.prior.blocks import BlocksPrior
 from corrdream.settings import settings_at
@@ -280,3 +284,47 @@ def test_settings_follow_the_schedules() -> None:
         assert settings.timestep_range == pytest.approx(timesteps, abs=1), step
         assert settings.is_correspondence_step == is_correspondence, step
         assert settings.loss_weights.keys() == {field.name for field in dataclasses.fields(config.loss_weights)}
+
+
+def test_features_of_both_view_sets_are_those_of_two_whole_calls(make) -> None:
+    trainer = make(**MATCH_ALL)
+    prior, config = trainer.prior, trainer.config.correspondence
+    settings = settings_at(trainer.config, 0, prior.num_views)
+    cameras, lights = sample_multiview_cameras(settings.cameras, trainer.generator, "cpu")
+    twin_cameras, twin_lights = shift_azimuth(cameras, lights, torch.full((len(cameras.c2w),), 0.3))
+    look = trainer.draw_look(settings)
+    images, twin = trainer.render(cameras, lights, look), trainer.render(twin_cameras, twin_lights, look)
+    state = trainer.generator.get_state()
+    source, target = trainer.twin_features(images, twin, cameras, twin_cameras)
+    trainer.generator.set_state(state)
+    noise = trainer.draw_noise(prior.encode_images(images.rgb))
+    for rgb, poses, ours in ((images.rgb, cameras.c2w, source), (twin.rgb, twin_cameras.c2w, target)):
+        noisy = add_noise(prior.encode_images(rgb).detach(), noise, prior.alphas_cumprod[config.timestep])
+        whole = prior.predict_noise(
+            torch.cat([noisy, noisy]),
+            torch.full((2 * len(noisy),), config.timestep),
+            text=trainer.text.repeat_interleave(len(noisy), dim=0),
+            c2w=torch.cat([poses, poses]),
+            feature_blocks=config.feature_blocks,
+        )
+        for mine, both_halves in zip(ours, whole.features, strict=True):
+            assert not mine.requires_grad
+            expected = both_halves[: len(noisy)]
+            torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.gpu
+def test_host_waits_for_the_gpu_only_where_sampling_and_the_figures_need_it(tiny_prior_file: Path) -> None:
+    config = load_config((), tiny_overrides(tiny_prior_file, max_steps=8, device="cuda"))
+    trainer = build(config)
+    for _ in range(3):  # what happens once: compilation, occupancy
+        trainer.train_step()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            trainer.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    places = [f"{wait.filename}:{wait.lineno}" for wait in waits if "synchroniz" in str(wait.message)]
+    assert len(places) <= 6, places  # rays, lattice, cells, visible samples; finite gradient; figures

@@ -34,7 +34,7 @@ def apply(matrix: Float[Tensor, "*#N r k"], vector: Float[Tensor, "*#N k"]) -> F
 
 def opencv_pose(c2w: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 4 4"]:
     """Camera-to-world poses of OpenCV cameras: y and z axis of the OpenGL camera reversed."""
-    return c2w * c2w.new_tensor([1.0, -1.0, -1.0, 1.0])
+    return torch.cat([c2w[..., :1], -c2w[..., 1:3], c2w[..., 3:]], dim=-1)
 
 
 def inverse_intrinsics(intrinsics: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:

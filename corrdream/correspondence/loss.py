@@ -34,6 +34,7 @@ from corrdream.correspondence.epipolar import (
 )
 from corrdream.interfaces import Matching, Similarity
 from corrdream.structures import CameraBatch, CorrespondenceOutput, Matches, RenderOutput
+from corrdream.transfer import to_device
 
 EPS = 1e-6  # as released: in both divisions of the projection and in the division by the number of matches
 
@@ -144,7 +145,7 @@ def smooth_opacity(opacity: Float[Tensor, "B S S"], kernel: int) -> Float[Tensor
 def random_subset(view: Int[Tensor, " M"], limit: int, *, generator: torch.Generator) -> Int[Tensor, " K"]:
     """Indices, ascending, of at most `limit` entries of each view, drawn at random; `view` is ascending."""
     keys = torch.rand(len(view), generator=generator, device=generator.device, dtype=torch.float64)
-    order = (view + keys.to(view.device)).argsort()
+    order = (view + to_device(keys, view.device)).argsort()
     rank = torch.arange(len(view), device=view.device) - torch.searchsorted(view, view)
     return order[rank < limit].sort().values  # sync
 

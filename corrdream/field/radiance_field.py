@@ -22,8 +22,8 @@ from corrdream.field.activations import (
     unit_coordinates,
 )
 from corrdream.field.encodings import DenseGrid
-from corrdream.field.networks import perceptron
-from corrdream.interfaces import DensityFunction, Encoding
+from corrdream.field.networks import Heads, TorchHeads, perceptron
+from corrdream.interfaces import DensityFunction, Encoding, JacobianEncoding
 from corrdream.structures import FieldOutput
 
 NormalKind = Literal[
@@ -65,9 +65,11 @@ class RadianceField(nn.Module):
         finite_difference_eps: float = 0.01,
         albedo_gain: float = 1.0,
         contraction: Literal["bounded", "unbounded"] = "bounded",
+        heads: Heads | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        self.heads = heads or TorchHeads()
         self.encoding = encoding
         self.radius = radius
         self.density_activation: DensityActivation = density_activation
@@ -146,7 +148,8 @@ class RadianceField(nn.Module):
             if isinstance(self.encoding, DenseGrid):
                 raw = self.encoding.first_channel(unit)
             else:
-                raw = self.networks["density"](self.encoding(unit)).squeeze(-1)
+                heads = TorchHeads() if torch.is_grad_enabled() else self.heads
+                raw = heads.density(self.networks["density"], self.encoding(unit))
             return self._activate(raw, points)
 
     def _unit(self, points: Tensor) -> Tensor:
@@ -166,6 +169,8 @@ class RadianceField(nn.Module):
         return self._activate(raw, points), activate_albedo(raw_albedo), features
 
     def _with_analytic_normal(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if isinstance(self.encoding, JacobianEncoding) and self.contraction == "bounded":
+            return self._with_jacobian_normal(self.encoding, points)
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
             variable = points if points.requires_grad else points.detach().requires_grad_()
@@ -174,15 +179,27 @@ class RadianceField(nn.Module):
         normal = -F.normalize(slope, dim=-1, eps=UNIT_EPS)
         return (density, albedo, normal) if differentiable else (density.detach(), albedo.detach(), normal.detach())
 
+    def _with_jacobian_normal(self, encoding: JacobianEncoding, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features, jacobian = encoding.with_jacobian(self._unit(points))
+        raw, unit_slope, raw_albedo = self.heads.density_slope_albedo(
+            self.networks["density"], self.networks["albedo"], features, jacobian
+        )
+        return self._activate(raw, points), activate_albedo(raw_albedo), self._normal(unit_slope, points)
+
+    def _normal(self, unit_slope: Tensor, points: Tensor) -> Tensor:
+        """Normals of the raw density's slope in unit coordinates, to which the blob adds its own.
+
+        The activation is increasing, so the raw density's slope has the density's direction.
+        """
+        bias_slope = density_bias_slope(points, self.density_blob, self.density_blob_scale, self.density_blob_std)
+        return -F.normalize(unit_slope / (2 * self.radius) + bias_slope, dim=-1, eps=UNIT_EPS)
+
     def _with_grid_normal(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert isinstance(self.encoding, DenseGrid), "checked when the field was made"
         channels, unit_slope = self.encoding.with_slope(self._unit(points))
-        bias_slope = density_bias_slope(points, self.density_blob, self.density_blob_scale, self.density_blob_std)
-        # The activation is increasing, so the raw density's slope has the density's direction.
-        slope = unit_slope / (2 * self.radius) + bias_slope
         density = self._activate(channels[:, 0], points)
         albedo = activate_albedo(self.albedo_gain * channels[:, 1:])
-        return density, albedo, -F.normalize(slope, dim=-1, eps=UNIT_EPS)
+        return density, albedo, self._normal(unit_slope, points)
 
 
 def forward_difference(

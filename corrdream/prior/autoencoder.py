@@ -12,6 +12,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from corrdream.prior.compiled import Compilation, PreparedFunction
 from corrdream.prior.latents import resize_images
 
 LATENT_CHANNELS = 4
@@ -35,8 +36,9 @@ class AutoencoderShape:
 class Autoencoder(nn.Module):
     """The autoencoder, images in [0, 1] outside and [-1, 1] inside."""
 
-    def __init__(self, shape: AutoencoderShape) -> None:
+    def __init__(self, shape: AutoencoderShape, compilation: Compilation = "off") -> None:
         super().__init__()
+        self.moments = PreparedFunction(self._moments, "the autoencoder", compilation)
         levels = len(shape.channels)
         self.vae = AutoencoderKL(
             in_channels=3,
@@ -58,7 +60,12 @@ class Autoencoder(nn.Module):
 
     def posterior(self, pixels: Float[Tensor, "B 3 H W"]) -> DiagonalGaussianDistribution:
         """The latents' distribution, unscaled, of pixels in [-1, 1]."""
-        return self.vae.encode(pixels.to(self.vae.quant_conv.weight.dtype)).latent_dist
+        (moments,) = self.moments(pixels.to(self.vae.quant_conv.weight.dtype))
+        return DiagonalGaussianDistribution(moments)
+
+    def _moments(self, pixels: Tensor) -> tuple[Tensor]:
+        """Mean and log-variance of the latents, one after the other along the channels."""
+        return (self.vae.quant_conv(self.vae.encoder(pixels)),)
 
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B H W 3"]:
         """Images of scaled latents, cut to [0, 1]."""

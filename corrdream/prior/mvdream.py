@@ -19,6 +19,7 @@ from corrdream.cameras import normalize_camera
 from corrdream.diffusion import alphas_cumprod
 from corrdream.prior.attention import AttentionKind, build_attention
 from corrdream.prior.autoencoder import Autoencoder, published_autoencoder_weights
+from corrdream.prior.compiled import Compilation
 from corrdream.prior.mvdream_checkpoint import (
     checkpoint_fingerprint,
     locate_checkpoint,
@@ -34,7 +35,7 @@ from corrdream.prior.mvdream_layout import (
     check_layout,
     is_ignored,
 )
-from corrdream.prior.network import MultiviewUNet, published_unet_weights
+from corrdream.prior.network import MultiviewUNet, PreparedUNet, published_unet_weights
 from corrdream.prior.text_cache import cached_embeddings, default_cache
 from corrdream.prior.text_clip import ClipText, published_text_weights
 from corrdream.prior.tokenizer import tokenize
@@ -55,6 +56,7 @@ class MvdreamPrior:
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         attention: AttentionKind = "sdpa",
+        compilation: Compilation = "off",
         cache: Path | None = None,
     ) -> None:
         self.device = device or torch.device("cpu")
@@ -68,8 +70,8 @@ class MvdreamPrior:
         self._shape = shape
         self._cache = cache or default_cache()
         self._text_weights = _below(weights, TEXT)
-        self._unet = self._build_unet(_below(weights, UNET), attention)
-        self._autoencoder = self._build_autoencoder(_below(weights, AUTOENCODER))
+        self._unet = PreparedUNet(self._build_unet(_below(weights, UNET), attention), compilation)
+        self._autoencoder = self._build_autoencoder(_below(weights, AUTOENCODER), compilation)
 
     @classmethod
     def load(
@@ -80,6 +82,7 @@ class MvdreamPrior:
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         attention: AttentionKind = "sdpa",
+        compilation: Compilation = "off",
         shape: MvdreamShape | None = None,
         cache: Path | None = None,
     ) -> "MvdreamPrior":
@@ -100,6 +103,7 @@ class MvdreamPrior:
             device=device,
             dtype=dtype,
             attention=attention,
+            compilation=compilation,
             cache=cache,
         )
 
@@ -136,7 +140,7 @@ class MvdreamPrior:
     ) -> NoisePrediction:
         """The noise that the network predicts, and the activations after `feature_blocks`."""
         with self._precision():
-            noise, features = self._unet(*self._inputs(latents, timesteps, text, c2w), feature_blocks)
+            noise, features = self._unet.predict(*self._inputs(latents, timesteps, text, c2w), feature_blocks)
         return NoisePrediction(noise=noise.float(), features=features)
 
     @torch.no_grad()
@@ -174,9 +178,9 @@ class MvdreamPrior:
         unet.load_state_dict(converted, assign=True)
         return unet.to(self.device, self.dtype).eval().requires_grad_(False)
 
-    def _build_autoencoder(self, weights: Mapping[str, Tensor]) -> Autoencoder:
+    def _build_autoencoder(self, weights: Mapping[str, Tensor], compilation: Compilation) -> Autoencoder:
         with torch.device("meta"):
-            autoencoder = Autoencoder(self._shape.autoencoder)
+            autoencoder = Autoencoder(self._shape.autoencoder, compilation)
         converted = published_autoencoder_weights(autoencoder, weights)
         assert len(converted) == len(weights), "each of the file's weights goes somewhere"
         autoencoder.load_state_dict({name: weight.float() for name, weight in converted.items()}, assign=True)

@@ -16,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from corrdream.prior.compiled import Compilation, PreparedFunction
+
 CAMERA_NUMBERS = 16
 
 # (query, key, value), each [B heads T C], to the attended values, alike
@@ -136,7 +138,7 @@ class MultiviewUNet(nn.Module):
         num_blocks: int,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Activations after the first `num_blocks` output blocks, and after each of `feature_blocks`."""
-        self._check(latents, feature_blocks)
+        self.check(latents, feature_blocks)
         embedding = self.unet.time_embedding(self.unet.time_proj(timesteps).to(latents.dtype))
         if camera is not None:
             embedding = embedding + self.unet.class_embedding(camera.to(latents.dtype))
@@ -164,7 +166,8 @@ class MultiviewUNet(nn.Module):
             hidden = level.upsamplers[0](hidden)
         return hidden
 
-    def _check(self, latents: Tensor, feature_blocks: Sequence[int]) -> None:
+    def check(self, latents: Tensor, feature_blocks: Sequence[int]) -> None:
+        """ValueError for an incomplete set of views, or a block that does not exist."""
         if len(latents) % self.shape.num_views:
             raise ValueError(f"The prior sees {self.shape.num_views} views an object; got {len(latents)} latents.")
         for block in feature_blocks:
@@ -172,6 +175,56 @@ class MultiviewUNet(nn.Module):
                 raise ValueError(
                     f"Feature blocks count from 0 to {self.num_output_blocks - 1} in forward order, got {block}."
                 )
+
+
+class PreparedUNet:
+    """A frozen network whose calls are prepared: its output with and without features, and the features alone."""
+
+    def __init__(self, network: MultiviewUNet, compilation: Compilation) -> None:
+        self.network = network
+        self._compilation: Compilation = compilation
+        self._predictions: dict[tuple[int, ...], PreparedFunction] = {}
+        self._features: dict[tuple[int, ...], PreparedFunction] = {}
+
+    def predict(
+        self,
+        latents: Float[Tensor, "B C h w"],
+        timesteps: Int[Tensor, " B"],
+        text: Float[Tensor, "B L D"],
+        camera: Float[Tensor, "B 16"],
+        feature_blocks: Sequence[int] = (),
+    ) -> tuple[Float[Tensor, "B C h w"], tuple[Tensor, ...]]:
+        """The network's output, and the activations that are asked for."""
+        self.network.check(latents, feature_blocks)
+        blocks = tuple(feature_blocks)
+
+        def call(latents: Tensor, timesteps: Tensor, text: Tensor, camera: Tensor) -> tuple[Tensor, ...]:
+            output, kept = self.network(latents, timesteps, text, camera, blocks)
+            return output, *kept
+
+        if blocks not in self._predictions:
+            self._predictions[blocks] = PreparedFunction(call, "the UNet", self._compilation)
+        output, *kept = self._predictions[blocks](latents, timesteps, text, camera)
+        return output, tuple(kept)
+
+    def features(
+        self,
+        latents: Float[Tensor, "B C h w"],
+        timesteps: Int[Tensor, " B"],
+        text: Float[Tensor, "B L D"],
+        camera: Float[Tensor, "B 16"],
+        blocks: Sequence[int],
+    ) -> tuple[Tensor, ...]:
+        """The same activations, with nothing computed after the last block that is asked for."""
+        self.network.check(latents, blocks)
+        wanted = tuple(blocks)
+
+        def call(latents: Tensor, timesteps: Tensor, text: Tensor, camera: Tensor) -> tuple[Tensor, ...]:
+            return self.network.features(latents, timesteps, text, camera, wanted)
+
+        if wanted not in self._features:
+            self._features[wanted] = PreparedFunction(call, "the UNet's features", self._compilation)
+        return self._features[wanted](latents, timesteps, text, camera)
 
 
 def published_unet_weights(

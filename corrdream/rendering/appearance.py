@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corrdream.structures import Appearance, ShadingMode
+from corrdream.transfer import to_device
 
 Color = tuple[float, float, float]
 NUM_SHADING_DRAWS = 3  # at most
@@ -43,7 +44,7 @@ def draw_appearance(
         mode=mode,
         ambient=ambient,
         diffuse=diffuse,
-        background=choose_background(settings, choice.item(), colors.to(device)),
+        background=choose_background(settings, choice.item(), to_device(colors, device)),
     )
 
 

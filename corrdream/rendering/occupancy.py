@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from corrdream.interfaces import DensityFunction
+from corrdream.transfer import to_device
 
 
 class OccupancyGrid(nn.Module):
@@ -52,8 +53,8 @@ class OccupancyGrid(nn.Module):
         if not self.is_due(step):
             return
         cells = self._all_cells() if step < self.warmup_steps else self._some_cells(generator)
-        jitter = torch.rand(len(cells), 3, generator=generator, device=generator.device).to(self.occs)
-        self.refresh(density, cells, jitter)
+        jitter = torch.rand(len(cells), 3, generator=generator, device=generator.device)
+        self.refresh(density, cells, to_device(jitter, self.occs.device).to(self.occs))
 
     def refresh(self, density: DensityFunction, cells: Int[Tensor, " P"], jitter: Float[Tensor, "P 3"]) -> None:
         """Decays the cells named and raises them to what the density has at a jittered point inside each."""
@@ -81,7 +82,7 @@ class OccupancyGrid(nn.Module):
 
     def _draw(self, high: int, count: int, generator: torch.Generator) -> Int[Tensor, " P"]:
         drawn = torch.randint(high, (count,), generator=generator, device=generator.device)
-        return drawn.to(self.occs.device)
+        return to_device(drawn, self.occs.device)
 
     def bounds(self) -> Float[Tensor, "2 3"]:
         """Corners of the occupied cells' bounding box, in world units; low > high if there are none."""

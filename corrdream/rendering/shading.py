@@ -2,11 +2,13 @@
 
 from typing import assert_never
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from corrdream.structures import Appearance
+from corrdream.transfer import to_device
 
 
 def shade(
@@ -24,7 +26,8 @@ def shade(
         raise ValueError(f"shading mode {appearance.mode} needs normals; field.normal must not be none.")
     to_light = F.normalize(light_position - points, dim=-1)
     lambert = (normal * to_light).sum(-1, keepdim=True).clamp_min(0)
-    light = lambert * lambert.new_tensor(appearance.diffuse) + lambert.new_tensor(appearance.ambient)
+    colors = to_device(torch.tensor([appearance.diffuse, appearance.ambient], dtype=lambert.dtype), lambert.device)
+    light = lambert * colors[0] + colors[1]
     match appearance.mode:
         case "textureless":
             return light

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from corrdream.field.encodings import HashGrid, SphericalHarmonics
+from corrdream.interfaces import Encoding
 from tests.golden.helpers import assert_absolute, assert_relative, group, group_names, tensor
 
 FILE = "encodings.npz"
@@ -22,7 +23,10 @@ def cases(data: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], No
         yield name, partial(compare_hash_grid if "level_offsets" in arrays else compare_harmonics, arrays)
 
 
-def compare_hash_grid(arrays: Mapping[str, np.ndarray]) -> None:
+def compare_hash_grid(
+    arrays: Mapping[str, np.ndarray], *, accelerate: Callable[[HashGrid], Encoding] = lambda grid: grid
+) -> None:
+    """`accelerate` makes another implementation of the grid, on its own device."""
     settings = {
         "num_levels": int(arrays["cfg/n_levels"]),
         "features_per_level": int(arrays["cfg/n_features_per_level"]),
@@ -39,13 +43,14 @@ def compare_hash_grid(arrays: Mapping[str, np.ndarray]) -> None:
     stored = "in/params" in arrays
     params = tensor(arrays["in/params"]) if stored else published_table(grid.table.numel())
     grid.table.data.copy_(params.view_as(grid.table))
-    points = tensor(arrays["in/points"]).requires_grad_()
-    features = grid(points)
+    encoding = accelerate(grid)
+    points = tensor(arrays["in/points"]).to(grid.table.device).requires_grad_()
+    features = encoding(points)
     assert_absolute(features, arrays["out/features"], SMALL_TOLERANCE if stored else PUBLISHED_TOLERANCE, "features")
     columns = [torch.autograd.grad(column.sum(), points, retain_graph=True)[0] for column in features.unbind(1)]
     assert_relative(torch.stack(columns, dim=1), arrays["out/jacobian"], JACOBIAN_TOLERANCE, "jacobian")
     if "out/grad_params" in arrays:
-        (gradient,) = torch.autograd.grad((features * tensor(arrays["in/cotangent"])).sum(), grid.table)
+        (gradient,) = torch.autograd.grad((features * tensor(arrays["in/cotangent"]).to(features)).sum(), grid.table)
         assert_relative(gradient.flatten(), arrays["out/grad_params"], SMALL_TOLERANCE, "grad_params")
 
 

@@ -1,0 +1,154 @@
+"""Prepared calls give what the plain ones give, once a shape, and fall back with a warning."""
+
+import logging
+import shutil
+
+import pytest
+import torch
+from torch import Tensor
+
+from corrdream.config import ConfigError, load_config
+from corrdream.engine import pick_compilation
+from corrdream.prior.compiled import PreparedFunction
+from corrdream.prior.mvdream import MvdreamPrior
+from tests.contracts.multiview_prior import MultiviewPriorContract, draw
+from tests.mvdream_files import random_weights, tiny_shape
+
+compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+def make_prior(compilation: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> MvdreamPrior:
+    shape = tiny_shape()
+    return MvdreamPrior(
+        random_weights(shape),
+        shape,
+        fingerprint="random",
+        device=torch.device(device),
+        dtype=dtype,
+        compilation=compilation,
+    )
+
+
+def calls(prior: MvdreamPrior, num_views: int = 4) -> list[Tensor]:
+    """Noise, features, latents with and without gradient, and that gradient."""
+    latents, text, poses = draw(num_views, 4, 8, 8), draw(num_views, 77, 64), torch.eye(4).expand(num_views, 4, 4)
+    inputs = [part.to(prior.device) for part in (latents, torch.full((num_views,), 500))]
+    condition = {"text": text.to(prior.device), "c2w": poses.to(prior.device)}
+    prediction = prior.predict_noise(*inputs, **condition, feature_blocks=(1,))
+    alone = prior.predict_noise(*inputs, **condition)
+    features = prior.features(*inputs, **condition, blocks=(3, 2))
+    images = torch.rand(num_views, 32, 32, 3, generator=torch.Generator().manual_seed(0)).to(prior.device)
+    with torch.no_grad():
+        still = prior.encode_images(images)
+    variable = images.clone().requires_grad_()
+    encoded = prior.encode_images(variable)
+    (gradient,) = torch.autograd.grad((encoded * inputs[0]).sum(), variable)
+    return [prediction.noise, *prediction.features, alone.noise, *features, still, encoded.detach(), gradient]
+
+
+def assert_same(prior: MvdreamPrior, plain: MvdreamPrior, tolerance: float) -> None:
+    for num_views in (4, 8, 4):
+        for ours, theirs in zip(calls(prior, num_views), calls(plain, num_views), strict=True):
+            off = (ours.float() - theirs.float()).norm() / theirs.float().norm()
+            assert off <= tolerance
+
+
+@compiler
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch's own, on its compiler's import
+def test_compiled_function_equals_the_plain_one_with_its_gradient() -> None:
+    weight = draw(4, 3, 3, 3)
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.nn.functional.conv2d(x, weight)
+        return torch.nn.functional.silu(hidden), hidden.mean()
+
+    prepared = PreparedFunction(function, "it", "full")
+    for count, with_gradient in ((2, False), (2, True), (3, True), (2, True)):
+        x = draw(count, 3, 6, 6).requires_grad_(with_gradient)
+        ours, theirs = prepared(x), function(x)
+        torch.testing.assert_close(ours, theirs)
+        if with_gradient:
+            (expected,) = torch.autograd.grad(theirs[0].square().sum() + theirs[1], x)
+            (gradient,) = torch.autograd.grad(ours[0].square().sum() + ours[1], x)
+            torch.testing.assert_close(gradient, expected)
+    assert prepared.compilation == "full", "no fallback"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compilation", ["graph", "full"])
+def test_prepared_prior_equals_the_plain_one_on_the_gpu(compilation: str) -> None:
+    prior = make_prior(compilation, "cuda")
+    assert_same(prior, make_prior("off", "cuda"), 1e-3)  # TF32 in convolutions
+    half = make_prior(compilation, "cuda", torch.float16)
+    assert_same(half, make_prior("off", "cuda", torch.float16), 2e-2)
+    assert half._autoencoder.moments.compilation == compilation, "no fallback"
+
+
+@pytest.mark.gpu
+class TestCapturedPrior(MultiviewPriorContract):
+    @pytest.fixture(scope="class")
+    def prior(self) -> MvdreamPrior:
+        return make_prior("graph", "cuda")
+
+    @pytest.fixture
+    def prompts(self) -> tuple[str, str]:
+        return "an astronaut riding a horse", "a corgi, 3D asset"
+
+
+def test_plain_function_is_called_as_it_is() -> None:
+    prepared = PreparedFunction(lambda x: (x + 1,), "it", "off")
+    assert prepared(torch.zeros(2))[0].tolist() == [1, 1]
+    assert prepared.seconds == {}
+
+
+def test_graph_mode_prepares_each_shape_once() -> None:
+    seen = []
+
+    def double(x: Tensor) -> tuple[Tensor]:
+        seen.append(tuple(x.shape))
+        return (2 * x,)
+
+    prepared = PreparedFunction(double, "it", "graph")
+    for count in (2, 2, 3, 2):
+        assert prepared(torch.ones(count))[0].tolist() == [2] * count
+    assert list(prepared.seconds) == ["2", "3"]
+
+
+def test_failed_preparation_is_said_aloud_and_the_function_runs(caplog: pytest.LogCaptureFixture) -> None:
+    calls = []
+
+    def fails_first(x: Tensor) -> tuple[Tensor]:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("no compiler\nand a long trace")
+        return (x,)
+
+    prepared = PreparedFunction(fails_first, "the network", "graph")
+    with caplog.at_level(logging.WARNING):
+        assert prepared(torch.ones(1))[0].item() == 1
+    (record,) = caplog.records
+    assert "the network cannot be prepared and runs as it is" in record.message
+    assert record.message.endswith("no compiler")
+    assert prepared.compilation == "off"
+    assert prepared(torch.ones(1))[0].item() == 1
+
+
+def test_a_fault_of_the_call_itself_is_not_hidden() -> None:
+    def wrong(x: Tensor) -> tuple[Tensor]:
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        PreparedFunction(wrong, "it", "graph")(torch.ones(1))
+
+
+def test_automatic_choice_follows_device_and_kind() -> None:
+    def config(**overrides: str):
+        return load_config((), {"prompt": "a duck"} | {f"prior.{key}": value for key, value in overrides.items()})
+
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert pick_compilation(config(), cpu) == "off"
+    assert pick_compilation(config(), cuda) == "graph"
+    assert pick_compilation(config(kind="mvdream"), cuda) == "full"
+    assert pick_compilation(config(kind="mvdream", compile="off"), cuda) == "off"
+    with pytest.raises(ConfigError, match=r"prior\.compile=full needs prior\.kind=mvdream or blocks"):
+        config(kind="mvdream_package", compile="full")
