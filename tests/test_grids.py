@@ -110,7 +110,7 @@ def test_a_random_search_has_the_trials_of_its_seed(tmp_path: Path, base: Path):
 
 
 def test_the_budget_of_a_scheduler_is_the_length_of_every_trial(tmp_path: Path, base: Path):
-    path = write_grid(tmp_path, scheduler={"kind": "asha", "budget": 12, "grace_period": 3})
+    path = write_grid(tmp_path, scheduler={"kind": "asha", "budget": 12, "grace_period": 2})
     assert {(trial.config.max_steps, trial.config.schedule_steps) for trial in expand(load_grid(path))} == {(12, 12)}
     assert {trial.config.max_steps for trial in expand(load_grid(path, budget=8))} == {8}
     assert {trial.config.max_steps for trial in expand(load_grid(path, scheduler="fifo"))} == {20}
