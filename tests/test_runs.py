@@ -11,7 +11,7 @@ import torch
 from corrdream.checkpoint import CheckpointError, checkpoint_path, load_checkpoint
 from corrdream.config import Config, ConfigError, load_config
 from corrdream.engine import build
-from corrdream.outputs import finish_run
+from corrdream.outputs import finish_run, measure
 from corrdream.runs import RunError, check_folder, load_run, open_run, resume_run
 from tests.sweep_folders import tiny_overrides
 
@@ -174,6 +174,23 @@ def test_a_finished_run_gets_its_strips_and_no_grade_without_a_truth(finished: P
     assert finish_run(trainer, run) == {}
     assert {"turntable.png", "normals.png"} <= {path.name for path in run.path.iterdir()}
     assert not run.grade.exists()
+
+
+def test_a_run_of_a_prior_of_real_images_is_measured_by_its_own_silhouettes(config: Config, tmp_path: Path) -> None:
+    ball = changed(
+        config,
+        field=dataclasses.replace(config.field, density_blob_scale=1e4),  # crisp, of radius 0.5
+        rendering=dataclasses.replace(config.rendering, num_samples_per_ray=64),
+    )
+    trainer, run = open_run(tmp_path / "ball", ball)
+    trainer.config = changed(ball, prior=dataclasses.replace(ball.prior, kind="mvdream"))
+    measured = finish_run(trainer, run)
+    assert measured["visual_hull_gap"] == pytest.approx(0, abs=0.1)  # 16 voxels a radius of 32, half a sample off
+    assert measured["floater_share"] == 0
+    assert measured["fuzziness"] is not None
+    assert measured["fuzziness"] < 0.2
+    assert measured["clipped_share"] is not None
+    assert json.loads(run.grade.read_text()) == measured == measure(trainer)
 
 
 def test_a_folder_in_use_is_refused(finished: Path, config: Config) -> None:
