@@ -220,6 +220,10 @@ BAD_GRIDS = {
         },
         "must be in [0, 1], got 2",
     ),
+    "a comparison before there is a metric": (
+        {"metric": "match_residual", "scheduler": {"kind": "asha", "budget": 20, "grace_period": 3}},
+        "match_residual is compared after 3 steps, of which none is a correspondence step",
+    ),
     "asha without a budget": ({"scheduler": {"kind": "asha"}}, "asha needs a budget in steps"),
     "trials of several lengths": (
         {"parameters": {"max_steps": [5, 10]}, "scheduler": {"kind": "asha", "budget": 10}},

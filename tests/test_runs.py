@@ -176,23 +176,6 @@ def test_a_finished_run_gets_its_strips_and_no_grade_without_a_truth(finished: P
     assert not run.grade.exists()
 
 
-def test_a_run_of_a_prior_of_real_images_is_measured_by_its_own_silhouettes(config: Config, tmp_path: Path) -> None:
-    ball = changed(
-        config,
-        field=dataclasses.replace(config.field, density_blob_scale=1e4),  # crisp, of radius 0.5
-        rendering=dataclasses.replace(config.rendering, num_samples_per_ray=64),
-    )
-    trainer, run = open_run(tmp_path / "ball", ball)
-    trainer.config = changed(ball, prior=dataclasses.replace(ball.prior, kind="mvdream"))
-    measured = finish_run(trainer, run)
-    assert measured["visual_hull_gap"] == pytest.approx(0, abs=0.1)  # 16 voxels a radius of 32, half a sample off
-    assert measured["floater_share"] == 0
-    assert measured["fuzziness"] is not None
-    assert measured["fuzziness"] < 0.2
-    assert measured["clipped_share"] is not None
-    assert json.loads(run.grade.read_text()) == measured
-
-
 def test_a_folder_in_use_is_refused(finished: Path, config: Config) -> None:
     with pytest.raises(RunError, match=rf"run folder {finished} is in use; continue it with --resume"):
         open_run(finished, config, fresh=True)
