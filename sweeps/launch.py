@@ -15,7 +15,6 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
@@ -49,7 +48,7 @@ def ray_session(address: str | None, *, num_cpus: int, num_gpus: int) -> Iterato
                 object_store_memory=OBJECT_STORE_BYTES,
                 **quiet,
             )
-    except (RuntimeError, ConnectionError, ValueError, OSError, RayError) as error:
+    except Exception as error:  # Ray raises bare ones too, as when a loaded machine takes longer than 30 s to start it
         what = f"cannot join Ray at {address}" if address else "cannot start Ray"
         raise SweepError(f"{what}: {_one_line(error)}") from error
     try:

@@ -105,7 +105,7 @@ def read_result(trial: PlannedTrial, trial_folder: Path) -> Result:
 def collect_metrics(trial_folder: Path, measured: Mapping[str, Any], seconds: float) -> dict[str, float]:
     """A trial's metrics by key: its grade and quality, and what its rows and its clock say."""
     metrics = {key: float(value) for key, value in measured.items() if isinstance(value, int | float)}
-    if "match_residual" not in measured:  # it was graded alone
+    if "match_residual" not in metrics:  # it was measured midway
         metrics |= match_residual(read_rows(trial_folder))
     return metrics | {"seconds": seconds}
 

@@ -43,9 +43,9 @@ class Asha:
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """The steps at which settings are compared, and the budget."""
+        """The steps at which settings are compared, and the budget; the last stretch is the longest."""
         steps, rungs = self.grace_period, []
-        while steps < self.budget:
+        while steps * self.reduction_factor <= self.budget:
             rungs.append(steps)
             steps *= self.reduction_factor
         return *rungs, self.budget
@@ -119,9 +119,10 @@ def _parse_asha(plain: Mapping[str, Any], budget: Any, where: str) -> Asha:
         grace_period=_whole(plain.get("grace_period", 1), 1, f"{where}.grace_period"),
         reduction_factor=_whole(plain.get("reduction_factor", 3), 2, f"{where}.reduction_factor"),
     )
-    if asha.grace_period >= asha.budget:
+    if asha.grace_period * asha.reduction_factor > asha.budget:
         raise GridError(
-            f"{where}.grace_period must be below the budget of {asha.budget} steps, got {asha.grace_period}."
+            f"{where}: grace_period x reduction_factor must not exceed the budget of {asha.budget} steps, got"
+            f" {asha.grace_period} x {asha.reduction_factor}."
         )
     return asha
 

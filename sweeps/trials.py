@@ -12,7 +12,8 @@ import corrdream
 from sweeps.folders import PlannedTrial
 from sweeps.grids import Grid
 from sweeps.parameters import Choice, GridError, Parameter, Setting, all_settings, describe, leaf, value_of
-from sweeps.schedulers import Pbt
+from sweeps.results import measurable_goal
+from sweeps.schedulers import Fifo, Pbt
 
 CHOSEN_BY_OPTION = {"prompt": "--prompts", "seed": "--seeds"}
 MAX_NAME = 100  # characters of a trial's folder, before its identity
@@ -54,6 +55,7 @@ def planned(trial: Trial) -> PlannedTrial:
 def trials_of(settings: Sequence[Setting], base: Mapping[str, Any], grid: Grid) -> list[Trial]:
     """The settings' trials, checked; `base` is the plain base configuration."""
     resolved = [(setting, resolve(base, setting, grid.name)) for setting in settings]
+    _check_metric(grid, [config for _, config in resolved])
     _check_ranges(grid, [config for _, config in resolved])
     _check_prompts(grid, [config for _, config in resolved])  # imports torch, so after all that needs none
     trials: dict[str, Trial] = {}
@@ -76,6 +78,24 @@ def _check_prompts(grid: Grid, configs: Sequence[corrdream.Config]) -> None:
             corrdream.check_prompt(dataclasses.replace(config, prompt=prompt))
         except ValueError as error:
             raise GridError(f"grid {grid.name}: {error}") from error
+
+
+def _check_metric(grid: Grid, configs: Sequence[corrdream.Config]) -> None:
+    """Where settings are compared midway, there is something to compare."""
+    if isinstance(grid.scheduler, Fifo):
+        return
+    first = grid.scheduler.rungs[0]
+    for config in configs:
+        metric, _ = measurable_goal(grid.metric, grid.mode, has_truth=config.prior.kind == "blocks")
+        window = config.correspondence.window
+        is_there = config.correspondence.enabled and any(
+            window.contains(step, config.schedule_steps) for step in range(first)
+        )
+        if metric == "match_residual" and not is_there:
+            raise GridError(
+                f"grid {grid.name}: match_residual is compared after {first} steps, of which none is a correspondence"
+                " step; choose another metric, such as hull_gap, or compare later."
+            )
 
 
 def _check_ranges(grid: Grid, configs: Sequence[corrdream.Config]) -> None:

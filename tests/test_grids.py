@@ -110,7 +110,7 @@ def test_a_random_search_has_the_trials_of_its_seed(tmp_path: Path, base: Path):
 
 
 def test_the_budget_of_a_scheduler_is_the_length_of_every_trial(tmp_path: Path, base: Path):
-    path = write_grid(tmp_path, scheduler={"kind": "asha", "budget": 12, "grace_period": 3})
+    path = write_grid(tmp_path, scheduler={"kind": "asha", "budget": 12, "grace_period": 2})
     assert {(trial.config.max_steps, trial.config.schedule_steps) for trial in expand(load_grid(path))} == {(12, 12)}
     assert {trial.config.max_steps for trial in expand(load_grid(path, budget=8))} == {8}
     assert {trial.config.max_steps for trial in expand(load_grid(path, scheduler="fifo"))} == {20}
@@ -219,6 +219,10 @@ BAD_GRIDS = {
             "num_samples": 1,
         },
         "must be in [0, 1], got 2",
+    ),
+    "a comparison before there is a metric": (
+        {"metric": "match_residual", "scheduler": {"kind": "asha", "budget": 20, "grace_period": 3}},
+        "match_residual is compared after 3 steps, of which none is a correspondence step",
     ),
     "asha without a budget": ({"scheduler": {"kind": "asha"}}, "asha needs a budget in steps"),
     "trials of several lengths": (

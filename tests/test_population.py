@@ -139,7 +139,7 @@ def test_a_generation_ends_when_all_have_arrived_and_the_copy_has_the_weights_of
     results = [run_next(schedule, folder) for _ in sweep.trials]
     assert [result and (result["state"], result["step"]) for result in results] == [("paused", 3)] * 4
     before = {trial.name: tensors(folder, trial.name, 3) for trial in sweep.trials}
-    assert run_next(schedule, folder), "and so the next generation begins"
+    assert schedule.next(), "and so the next generation begins"
     for prompt in ("snowman red", "cone blue"):
         bad, good = (trial for trial in sweep.trials if trial.prompt == prompt)
         copied = tensors(folder, bad.name, 3)

@@ -12,9 +12,9 @@ PBT = {"kind": "pbt", "budget": 200, "perturbation_interval": 60, "ranges": {"a.
 
 
 def test_rungs_grow_by_the_reduction_factor_and_end_at_the_budget():
-    assert Asha(budget=200, grace_period=22, reduction_factor=3).rungs == (22, 66, 198, 200)
+    assert Asha(budget=200, grace_period=22, reduction_factor=3).rungs == (22, 66, 200), "not 198, just before the end"
     assert Asha(budget=200, grace_period=25, reduction_factor=2).rungs == (25, 50, 100, 200)
-    assert Asha(budget=5, grace_period=4, reduction_factor=2).rungs == (4, 5)
+    assert Asha(budget=18, grace_period=2, reduction_factor=3).rungs == (2, 6, 18)
 
 
 def test_perturbations_are_evenly_spaced_and_the_last_stretch_may_be_short():
@@ -48,7 +48,7 @@ BAD = {
     "unknown key": (ASHA | {"eta": 2}, "unknown key 'eta'; asha has kind, budget"),
     "no budget": ({"kind": "asha"}, "asha needs a budget in steps"),
     "budget that is no number": (ASHA | {"budget": "long"}, "here.budget must be a whole number from 2, got 'long'"),
-    "grace of the whole budget": (ASHA | {"grace_period": 200}, "must be below the budget of 200 steps, got 200"),
+    "a rung beyond the budget": (ASHA | {"grace_period": 67}, "must not exceed the budget of 200 steps, got 67 x 3"),
     "no reduction": (ASHA | {"reduction_factor": 1}, "reduction_factor must be a whole number from 2"),
     "no interval": ({**PBT, "perturbation_interval": None}, "perturbation_interval must be a whole number from 1"),
     "no ranges": ({**PBT, "ranges": {}}, "here.ranges must map"),

@@ -174,16 +174,14 @@ def trivial_trainable() -> Any:
     """A trainable that does nothing; made here, so that workers get it by value and Ray is imported late."""
     from ray import tune
 
-    from sweeps.trainable import Spec
-
     class Trivial(tune.Trainable):
         """Does nothing but report; each report says how long the one before it kept this step waiting."""
 
         def setup(self, config: dict[str, Any]) -> None:
             """Reads the number of reports, which stands where the threads of a trial do."""
-            spec = Spec.from_text(config["spec"])
-            self._left = spec.cpus
-            self._status = Status(identity=spec.identity, state="running", max_steps=1)
+            spec = json.loads(config["spec"])
+            self._left = spec["cpus"]
+            self._status = Status(identity=spec["identity"], state="running", max_steps=1)
             self._reported: float | None = None
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
