@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,9 @@ from corrdream.config import Config, Piecewise, load_config
 from corrdream.engine import build
 from corrdream.settings import settings_at
 from corrdream.trainer import Trainer
-from sweeps.grids import expand, load_grid
+from sweeps.grids import load_grid
+from sweeps.schedulers import Fifo
+from sweeps.trials import expand
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 REFERENCES = Path(__file__).parent / "references"
@@ -87,11 +88,10 @@ def test_every_file_says_where_its_values_come_from(path: Path) -> None:
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_every_grid_point_loads(path: Path) -> None:
     grid = dataclasses.replace(load_grid(str(path)), seeds=(0,))
-    settings = math.prod(len(choices) for choices in grid.parameters.values())
-    assert len(expand(dataclasses.replace(grid, prompts=grid.prompts[:1]))) == settings, (
-        "no two points are the same run"
-    )
-    assert len(expand(dataclasses.replace(grid, parameters={}))) == len(grid.prompts)
+    trials = expand(dataclasses.replace(grid, prompts=grid.prompts[:1]))
+    assert len({trial.identity for trial in trials}) == len(trials) == len(grid.settings()), "no two are the same run"
+    whole = dataclasses.replace(grid, parameters=(), search="grid", scheduler=Fifo())
+    assert len(expand(whole)) == len(grid.prompts)
 
 
 @pytest.mark.parametrize("name", RELEASED)
