@@ -259,7 +259,7 @@ class Trainer:
         """Latents drawn from the encoder's posterior, as released; a prior without one takes no notice of the noise."""
         side, channels = self.prior.latent_size, self.prior.latent_channels
         noise = torch.randn(len(images), channels, side, side, generator=self.generator)
-        return self.prior.encode_images(images, noise.to(images))
+        return self.prior.encode_images(images, to_device(noise, images.device).to(images))
 
     def draw_noise(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         """Standard normal noise from the run's own generator."""

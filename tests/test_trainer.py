@@ -298,9 +298,10 @@ def test_features_of_both_view_sets_are_those_of_two_whole_calls(make) -> None:
     state = trainer.generator.get_state()
     source, target = trainer.twin_features(images, twin, cameras, twin_cameras)
     trainer.generator.set_state(state)
-    noise = trainer.draw_noise(prior.encode_images(images.rgb))
-    for rgb, poses, ours in ((images.rgb, cameras.c2w, source), (twin.rgb, twin_cameras.c2w, target)):
-        noisy = add_noise(prior.encode_images(rgb).detach(), noise, prior.alphas_cumprod[config.timestep])
+    sets = trainer.encode(torch.cat([images.rgb, twin.rgb])).detach().chunk(2)
+    noise = trainer.draw_noise(sets[0])
+    for latents, poses, ours in zip(sets, (cameras.c2w, twin_cameras.c2w), (source, target), strict=True):
+        noisy = add_noise(latents, noise, prior.alphas_cumprod[config.timestep])
         whole = prior.predict_noise(
             torch.cat([noisy, noisy]),
             torch.full((2 * len(noisy),), config.timestep),
