@@ -16,6 +16,7 @@ from corrdream import identity, load_config
 from corrdream.__main__ import main as corrdream
 from sweeps.folders import SweepFolder, create_sweep
 from sweeps.run import main as sweep
+from tests.benchmarks.__main__ import parse
 from tests.mvdream_files import released_overrides, small_blocks_shape, write_checkpoint
 from tests.sweep_folders import finish_trial, plan_sweep, tiny_overrides
 
@@ -100,6 +101,8 @@ def test_command_runs(
         case ["python", "sweeps/run.py", *rest]:
             planned = rest if "--dry-run" in rest else [*rest, "--dry-run"]
             assert sweep([*planned, *(released if any("mvdream" in word for word in rest) else small)]) == 0
+        case ["python", "-m", "tests.benchmarks", kinds]:  # each runs in test_benchmarks
+            assert [parse([kind]).what for kind in kinds.split("|")] == ["step", "parts", "cpu"]
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         case ["pytest", file, option, _]:
