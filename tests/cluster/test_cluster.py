@@ -108,7 +108,7 @@ def submit_job(cluster: Cluster, identifier: str, words: str) -> None:
 def test_a_job_that_is_stopped_saves_its_trials_and_says_how_to_resume(cluster: Cluster, grid: str):
     submit_job(cluster, "first", f"--grid {grid} --name job")
     sweep = cluster.storage / "job"
-    trial = sweep / "trials" / wait_for_trial(sweep, "head")
+    trial = sweep / "trials" / wait_for_trial(sweep, "head", {})
     cluster.user(f"ray exec {cluster.file} 'ray job stop first'")
     status = read_json(trial / "status.json")
     assert status["state"] in ("stopped", "finished")
@@ -118,10 +118,11 @@ def test_a_job_that_is_stopped_saves_its_trials_and_says_how_to_resume(cluster: 
 
 
 def test_a_job_outlives_its_submitter_and_a_host(cluster: Cluster):
-    submit_job(cluster, "second", "--resume job")
     sweep = cluster.storage / "job"
+    before = holders(sweep)
+    submit_job(cluster, "second", "--resume job")
     *_, victim = cluster.lan.servers
-    trial = sweep / "trials" / wait_for_trial(sweep, victim.name)
+    trial = sweep / "trials" / wait_for_trial(sweep, victim.name, before)
     victim.kill()
     attempts = int(str(read_json(trial / "status.json")["attempts"]))
     saved = max(int(path.stem.removeprefix("step-")) for path in (trial / "checkpoints").glob("step-*.safetensors"))
@@ -140,13 +141,14 @@ def test_a_job_outlives_its_submitter_and_a_host(cluster: Cluster):
     assert "report       /mnt/corrdream/runs/job/report.html" in log
 
 
-def wait_for_trial(sweep: Path, host: str) -> str:
-    """The name of a trial that runs on the host now and has a checkpoint."""
+def wait_for_trial(sweep: Path, host: str, before: dict[str, str]) -> str:
+    """The name of a trial that runs on the host, in another process than `before`, and has a checkpoint."""
 
     def found() -> list[str]:
-        running = [path.parent for path in sweep.glob("trials/*/status.json") if read_json(path)["state"] == "running"]
-        there = [trial for trial in running if holders(sweep)[trial.name].endswith(f" on {host}")]
-        return [trial.name for trial in there if list((trial / "checkpoints").glob("step-*"))]
+        there = {name: holder for name, holder in holders(sweep).items() if holder.endswith(f" on {host}")}
+        new = [sweep / "trials" / name for name, holder in there.items() if holder != before.get(name)]
+        saved = [trial for trial in new if list((trial / "checkpoints").glob("step-*"))]
+        return [trial.name for trial in saved if read_json(trial / "status.json")["state"] == "running"]
 
     wait_for(found, f"a checkpoint on {host}", seconds=SLOW)
     return found()[0]
