@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from corrdream.engine import build as build
     from corrdream.engine import build_prior as build_prior
     from corrdream.engine import check_prompt as check_prompt
+    from corrdream.engine import fingerprints as fingerprints
     from corrdream.engine import identity as identity
     from corrdream.out_of_memory import explain_out_of_memory as explain_out_of_memory
     from corrdream.out_of_memory import smaller_ray_chunk as smaller_ray_chunk
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "backends": ("require",),
     "config": ("Config", "ConfigError", "config_to_dict", "load_config", "save_config"),
-    "engine": ("build", "build_prior", "check_prompt", "identity"),
+    "engine": ("build", "build_prior", "check_prompt", "fingerprints", "identity"),
     "runs": ("RunError", "check_folder", "open_run"),
     "out_of_memory": ("explain_out_of_memory", "smaller_ray_chunk"),
     "outputs": ("finish_run", "grade", "measure"),

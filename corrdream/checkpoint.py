@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from corrdream.files import once_per_version
+
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
@@ -126,6 +128,7 @@ def fingerprint(plain: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@once_per_version
 def file_fingerprint(path: Path) -> str:
     """The start of the SHA-256 of a file."""
     with path.open("rb") as file:

@@ -145,8 +145,16 @@ def identity(config: Config) -> str:
     """Identifies a run's result: its resolved configuration, corrdream's sources and the prior's weights."""
     plain = config_to_dict(config)
     del plain["output"]
-    start = file_fingerprint(_start_weights(config)) if config.weights else ""
-    return fingerprint([plain, sources_fingerprint(), _prior_fingerprint(config), start])
+    return fingerprint([plain, fingerprints(config)])
+
+
+def fingerprints(config: Config) -> dict[str, str]:
+    """What a run's result depends on besides its configuration, by name."""
+    return {
+        "sources": sources_fingerprint(),
+        "prior": _prior_fingerprint(config),
+        "weights": file_fingerprint(_start_weights(config)) if config.weights else "",
+    }
 
 
 def _prior_fingerprint(config: Config) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import corrdream
-from sweeps.folders import Sweep, SweepError, SweepFolder, load_sweep
+from sweeps.folders import Sweep, SweepFolder, load_sweep
+from sweeps.locks import SweepError
 from sweeps.results import METRICS
 from sweeps.summary import config_key
 

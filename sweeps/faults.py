@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
 
-from sweeps.folders import SweepError
+from sweeps.locks import SweepError
 
 KINDS = {
     "worker_lost": "worker processes that died",

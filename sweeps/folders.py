@@ -1,5 +1,6 @@
 """The truth about a sweep lies in plain files of its own; Ray only schedules.
 
+STORAGE/.finished/          where finished trials lie, by identity
 STORAGE/NAME/ sweep.json    what was asked for: options, versions, every trial with its whole configuration
               results.csv   report.html   driver.lock   STOP (while the sweep is being interrupted)
               trials/TRIAL/ status.json, trial.lock, rungs.json (metrics by step, where a scheduler compares midway),
@@ -7,36 +8,25 @@ STORAGE/NAME/ sweep.json    what was asked for: options, versions, every trial w
                             and corrdream's run folder: config.yaml metrics.jsonl checkpoints/
               .tune/        Tune's scratch; may be deleted
 
-A lock is held through the operating system, so that it ends with the process that held it, however that ended.
+What is read here must have been pulled, and what is written must be pushed, if the storage is not a folder.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sweeps.locks import NameTakenError, SweepError
+from sweeps.storage import FolderStorage, Storage
+
 # paused: waits at a rung for the scheduler's decision. stopped: by a signal. stopped early: by the scheduler, for good.
 State = Literal["pending", "running", "paused", "stopped", "finished", "stopped early", "failed"]
 DONE = ("finished", "stopped early")  # what is not run again
-FORMAT = 1
-
-
-class SweepError(ValueError):
-    """A sweep that cannot be started or continued: one line that names the thing and the cure."""
-
-
-class NameTakenError(SweepError):
-    """A sweep of that name exists."""
-
-
-class LockedError(SweepError):
-    """Another process holds the lock."""
+HISTORY = "history.json"
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +43,7 @@ class Status:
     faults: dict[str, int] = field(default_factory=dict)  # how often each of `faults.KINDS` was met
     session: str = ""  # of the driver that ran the last attempt
     ray_chunk: int = 0  # rays at a time since the memory ran out; 0: all
+    source: str = ""  # the sweep that it was taken from, if it was not run in this one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +65,15 @@ class Sweep:
     name: str
     grid: str
     created: str
-    command: list[str]
+    commands: list[list[str]]  # that started it, then those that extended it
+    options: dict[str, Any]  # of the command line that decided the trials; what --extend does not give anew
     metric: str
     mode: Literal["max", "min"]
     default: dict[str, str] | None
     trials: tuple[PlannedTrial, ...]
     base: dict[str, Any]  # the base configuration, against which the report shows differences
     versions: dict[str, str]
+    fingerprints: dict[str, str]  # of corrdream's sources and the base's prior
     search: dict[str, Any] = dataclasses.field(default_factory=dict)  # `Grid.search_to_plain`
     measured: dict[str, float] | None = None  # `plan.Measurement` of a trial, so that it is taken once
 
@@ -95,9 +88,10 @@ class Sweep:
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """Names of the files of one sweep."""
+    """Names of the files of one sweep on this machine, and the storage that has them."""
 
     path: Path
+    storage: Storage = field(default_factory=FolderStorage)
 
     @property
     def sweep_file(self) -> Path:
@@ -136,42 +130,66 @@ class SweepFolder:
 
 def create_sweep(folder: SweepFolder, sweep: Sweep) -> None:
     """Makes the folder and writes sweep.json; NameTakenError if it exists, SweepError if it cannot."""
+    place = folder.storage.uri(folder.path)
     try:
-        folder.path.parent.mkdir(parents=True, exist_ok=True)
-        folder.path.mkdir()
+        folder.storage.create(folder.path)
         write_sweep(folder, sweep)
     except FileExistsError as error:
         raise NameTakenError(
-            f"{folder.path} exists; choose another --name, or continue it with --resume {folder.path.name}."
+            f"{place} exists; choose another --name, or continue it with --resume {folder.path.name}."
         ) from error
     except OSError as error:
-        raise SweepError(
-            f"cannot write to {folder.path}: {error.strerror}; choose another place with --storage."
-        ) from error
+        reason = error.strerror or " ".join(str(error).split())
+        raise SweepError(f"cannot write to {place}: {reason}; choose another place with --storage.") from error
 
 
 def write_sweep(folder: SweepFolder, sweep: Sweep) -> None:
     """Replaces sweep.json."""
     write_json(folder.sweep_file, {"format": FORMAT, **dataclasses.asdict(sweep)})
+    folder.storage.push([folder.sweep_file])
 
 
 def load_sweep(folder: SweepFolder) -> Sweep:
     """What sweep.json says; SweepError if there is none or it is not ours."""
+    place = folder.storage.uri(folder.path)
+    folder.storage.pull([folder.sweep_file])
     try:
         plain = json.loads(folder.sweep_file.read_text(encoding="utf-8"))
         if plain.pop("format") != FORMAT:
-            raise SweepError(f"{folder.sweep_file} was written by another version of this program.")
+            raise SweepError(f"{place} was written by another version of this program; use that one.")
         trials = tuple(PlannedTrial(**trial) for trial in plain.pop("trials"))
         return Sweep(**plain, trials=trials)
     except FileNotFoundError as error:
-        raise SweepError(f"there is no sweep to resume in {folder.path}; {_others(folder)}.") from error
+        raise SweepError(f"there is no sweep in {place}; {_others(folder)}.") from error
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise SweepError(f"{folder.sweep_file} cannot be read: {error}; start a new sweep.") from error
 
 
 def _others(folder: SweepFolder) -> str:
-    names = sorted(path.parent.name for path in folder.path.parent.glob("*/sweep.json"))
-    return f"{folder.path.parent} has {', '.join(names[-5:]) if names else 'no sweeps'}"
+    root = folder.path.parent
+    names = folder.storage.sweeps(root)
+    return f"{folder.storage.uri(root)} has {', '.join(names[-5:]) if names else 'no sweeps'}"
+
+
+def describe_size(trials: Sequence[PlannedTrial]) -> str:
+    """`8 = 4 settings x 2 prompts x 1 seeds`; `of` in place of `=` where some combinations are not there."""
+    settings = len({tuple(trial.labels.items()) for trial in trials})
+    prompts, seeds = len({trial.prompt for trial in trials}), len({trial.seed for trial in trials})
+    sign = "=" if len(trials) == settings * prompts * seeds else "of"
+    return f"{len(trials)} {sign} {settings} settings x {prompts} prompts x {seeds} seeds"
+
+
+def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A configuration as dotted keys and values as text; a schedule counts as one value."""
+    flat: dict[str, str] = {}
+    for key, value in plain.items():
+        if isinstance(value, dict) and not {"values", "progress", "steps"} & value.keys():
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, dict):
+            flat[prefix + key] = json.dumps({name: part for name, part in value.items() if part is not None})
+        else:
+            flat[prefix + key] = json.dumps(value)
+    return flat
 
 
 def write_status(trial_folder: Path, status: Status) -> None:
@@ -179,11 +197,17 @@ def write_status(trial_folder: Path, status: Status) -> None:
     write_json(trial_folder / "status.json", dataclasses.asdict(status))
 
 
+def read_statuses(folder: SweepFolder, trials: Sequence[PlannedTrial]) -> dict[str, Status]:
+    """Where the trials stand now, by name."""
+    folder.storage.pull(folder.trial(trial.name) / "status.json" for trial in trials)
+    return {trial.name: read_status(folder.trial(trial.name), trial.identity) for trial in trials}
+
+
 def read_status(trial_folder: Path, identity: str) -> Status:
     """The trial's status; pending if it has none, or if that of another configuration lies there."""
     try:
         status = Status(**json.loads((trial_folder / "status.json").read_text(encoding="utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError):
         return Status(identity=identity)
     return status if status.identity == identity else Status(identity=identity)
 
@@ -205,38 +229,15 @@ def read_rungs(trial_folder: Path) -> dict[int, dict[str, float]]:
 
 def write_history(trial_folder: Path, history: list[dict[str, Any]]) -> None:
     """Replaces the trial's history.json."""
-    write_json(trial_folder / "history.json", history)
+    write_json(trial_folder / HISTORY, history)
 
 
 def read_history(trial_folder: Path) -> list[dict[str, Any]]:
     """`{step, source, values}` of every generation of a population: the values from that step on, and whose copy."""
     try:
-        return list(json.loads((trial_folder / "history.json").read_text(encoding="utf-8")))
+        return list(json.loads((trial_folder / HISTORY).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return []
-
-
-@contextmanager
-def hold_lock(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Holds the lock while inside; LockedError, naming the holder, if it is not free within `wait_seconds`."""
-    deadline = time.monotonic() + wait_seconds
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= deadline:
-                    file.seek(0)
-                    holder = file.read().strip() or "another process"
-                    raise LockedError(f"{path.parent} is in use by {holder}; wait for it, or end it.") from error
-                time.sleep(0.2)
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
-        yield
 
 
 def write_json(path: Path, plain: Any) -> None:

@@ -4,8 +4,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
+
+from sweeps.folders import SweepFolder
 
 GRACE_SECONDS = 15.0  # then the program leaves; what was saved until then is kept
 
@@ -13,15 +14,15 @@ GRACE_SECONDS = 15.0  # then the program leaves; what was saved until then is ke
 class Interruption:
     """Turns the first signal into the stop file, and the second, or the end of the grace, into an exit."""
 
-    def __init__(self, stop_file: Path, say: Callable[[str], None], last_words: str) -> None:
-        self._stop_file = stop_file
+    def __init__(self, folder: SweepFolder, say: Callable[[str], None], last_words: str) -> None:
+        self._storage, self._stop_file = folder.storage, folder.stop_file
         self._say = say
         self._last_words = last_words
         self.exit_code: int | None = None  # set by a signal: 130 for Ctrl-C, 143 for SIGTERM
 
     def install(self) -> None:
         """Forgets an earlier interruption and takes over both signals; after Ray's start, which takes SIGTERM."""
-        self._stop_file.unlink(missing_ok=True)
+        self._storage.delete(self._stop_file)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
@@ -30,6 +31,7 @@ class Interruption:
             self._leave()
         self.exit_code = 128 + number
         self._stop_file.touch()
+        threading.Thread(target=self._storage.push, args=([self._stop_file],), daemon=True).start()
         self._say("Stopping: every running trial saves a checkpoint first (again to leave at once).")
         timer = threading.Timer(GRACE_SECONDS, self._leave)
         timer.daemon = True

@@ -2,19 +2,25 @@
 
 import argparse
 import dataclasses
-import os
 import re
 import socket
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
 
 import corrdream
 from sweeps import plan
-from sweeps.folders import DONE, PlannedTrial, Sweep, SweepError, SweepFolder, load_sweep, read_status
-from sweeps.grids import Grid, find_config, load_grid, parse_prompts, parse_seeds
+from sweeps.cache import find_finished
+from sweeps.extension import DECIDING, extend, refuse_other_fingerprints, with_defaults
+from sweeps.folders import DONE, PlannedTrial, Sweep, SweepFolder, describe_size, load_sweep, read_statuses
+from sweeps.grids import CONFIGS, Grid, find_config, load_grid, parse_prompts, parse_seeds
+from sweeps.locks import SweepError
+from sweeps.places import sweep_in
 from sweeps.results import measurable_goal
 from sweeps.schedule import Schedule, describe_search
+from sweeps.schedulers import Fifo, parse_scheduler
 from sweeps.suggestions import check_optuna, suggester
 from sweeps.trials import base_config, default_labels, expand, planned
 
@@ -27,17 +33,20 @@ class Job:
 
     sweep: Sweep
     folder: SweepFolder
-    unfinished: tuple[PlannedTrial, ...]
+    unfinished: tuple[PlannedTrial, ...]  # and not to be taken from elsewhere
+    cached: dict[str, Path]  # finished trials with the same identity, by the names of those that take their results
     steps_left: dict[str, int]
-    is_new: bool
+    origin: Literal["new", "extended", "resumed"]
 
     def renamed(self) -> "Job":
         """The same sweep in another folder, that does not exist."""
         path, number = self.folder.path, 2
-        while (other := path.with_name(f"{path.name}+{number}")).exists():
+        while self.folder.storage.exists(other := path.with_name(f"{path.name}+{number}")):
             number += 1
         return dataclasses.replace(
-            self, folder=SweepFolder(other), sweep=dataclasses.replace(self.sweep, name=other.name)
+            self,
+            folder=dataclasses.replace(self.folder, path=other),
+            sweep=dataclasses.replace(self.sweep, name=other.name),
         )
 
     def config(self) -> corrdream.Config:
@@ -57,39 +66,57 @@ class Placement:
 
 def new_job(arguments: argparse.Namespace) -> Job:
     """A sweep that does not exist yet, every trial checked; writes nothing."""
-    grid = _narrowed(
-        load_grid(
-            arguments.grid or "rescale",
-            search=arguments.search,
-            num_samples=arguments.num_samples,
-            scheduler=arguments.scheduler,
-            budget=arguments.max_steps,
-        ),
-        arguments,
+    grid = _asked_grid(arguments)
+    folder = _new_folder(arguments, grid.name)
+    return _job(_plan_sweep(folder.path.name, grid, arguments), folder, "new", arguments)
+
+
+def _asked_grid(arguments: argparse.Namespace) -> Grid:
+    """The grid file as the command line changes it."""
+    grid = load_grid(
+        arguments.grid or "rescale",
+        search=arguments.search,
+        num_samples=arguments.num_samples,
+        scheduler=arguments.scheduler,
+        budget=arguments.max_steps,
     )
+    return _narrowed(grid, arguments)
+
+
+def _plan_sweep(name: str, grid: Grid, arguments: argparse.Namespace) -> Sweep:
+    """Every trial of the grid that is known before the first result."""
     overrides = [*arguments.overrides]
     if arguments.max_steps and grid.scheduler.budget is None:
         overrides.append(f"max_steps={arguments.max_steps}")
-    folder = _new_folder(arguments, grid.name)
-    trials = tuple(map(planned, expand(grid, overrides)))
     base = base_config(grid, overrides)
     metric, mode = measurable_goal(grid.metric, grid.mode, has_truth=base.prior.kind == "blocks")
-    sweep = Sweep(
-        name=folder.path.name,
+    trials = tuple(map(planned, expand(grid, overrides)))
+    return Sweep(
+        name=name,
         grid=grid.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        command=arguments.command,
+        commands=[arguments.command],
+        options=_deciding_options(arguments),
         metric=metric,
         mode=mode,
         default=default_labels(grid, overrides),
         trials=trials,
         base=corrdream.config_to_dict(base),
         versions={package: version(package) for package in ("corrdream", "ray", "torch", "numpy")},
+        fingerprints=corrdream.fingerprints(base),
         search=grid.search_to_plain(),
     )
-    check_optuna(sweep)
-    steps = {trial.name: int(trial.config["max_steps"]) for trial in trials}
-    return Job(sweep=sweep, folder=folder, unfinished=trials, steps_left=steps, is_new=True)
+
+
+def _deciding_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for, so that it means the same from another working directory; files that ship go by name."""
+    options = {name: getattr(arguments, name) for name in DECIDING} | {"grid": arguments.grid or "rescale"}
+    if options["grid"].endswith((".yaml", ".yml")):
+        options["grid"] = str(Path(options["grid"]).expanduser().resolve())
+    if options["config"]:
+        config = find_config(options["config"])
+        options["config"] = config.name if config.parent == CONFIGS else str(config)
+    return options
 
 
 def _narrowed(grid: Grid, arguments: argparse.Namespace) -> Grid:
@@ -106,45 +133,61 @@ def _narrowed(grid: Grid, arguments: argparse.Namespace) -> Grid:
 
 def _new_folder(arguments: argparse.Namespace, grid_name: str) -> SweepFolder:
     """A folder that does not exist and can be made."""
-    storage = arguments.storage.expanduser().resolve()
     name = arguments.name or f"{grid_name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not re.fullmatch(r"[A-Za-z0-9][\w.=-]*", name):
         raise SweepError(f"--name {name!r} must be letters, digits, '.', '_', '-' and '='.")
-    if arguments.name and (storage / name).exists():
-        raise SweepError(f"{storage / name} exists; choose another --name, or continue it with --resume {name}.")
-    existing = next(path for path in (storage, *storage.parents) if path.exists())
-    if not existing.is_dir():
-        raise SweepError(f"cannot write to {storage}: {existing} is a file; choose another place with --storage.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise SweepError(f"cannot write to {existing}; choose another place with --storage.")
-    return SweepFolder(storage / name)
+    folder = sweep_in(arguments.storage, name)
+    folder.storage.check(folder.path.parent)
+    if arguments.name and folder.storage.exists(folder.path):
+        place = folder.storage.uri(folder.path)
+        raise SweepError(f"{place} exists; choose another --name, or continue it with --resume {name}.")
+    return folder
 
 
-def resumed_job(arguments: argparse.Namespace) -> Job:
+def find_sweep(arguments: argparse.Namespace) -> SweepFolder:
+    """Where the sweep lies that --resume or --extend names; SweepError if it is not there or options do not fit."""
+    if arguments.resume:
+        deciding = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in DECIDING if name != "overrides"}
+        given = [option for option, value in (deciding | {"--name": arguments.name}).items() if value]
+        if given := [*given, *arguments.overrides]:
+            raise SweepError(
+                f"--resume takes the trials from the sweep; leave out {given[0]}, or add trials with --extend."
+            )
+    elif arguments.name:
+        raise SweepError("--extend adds to the sweep that it names; leave out --name.")
+    folder = sweep_in(arguments.storage, arguments.resume or arguments.extend)
+    folder.storage.check(folder.path.parent)
+    load_sweep(folder)
+    return folder
+
+
+def resumed_job(folder: SweepFolder, arguments: argparse.Namespace) -> Job:
     """What an interrupted sweep has left to do; SweepError if its trials would not be the same any more."""
-    decided = {"--grid": arguments.grid, "--config": arguments.config, "--prompts": arguments.prompts}
-    decided |= {"--seeds": arguments.seeds, "--max-steps": arguments.max_steps, "--name": arguments.name}
-    decided |= {
-        "--search": arguments.search,
-        "--scheduler": arguments.scheduler,
-        "--num-samples": arguments.num_samples,
-    }
-    given = [option for option, value in decided.items() if value] + arguments.overrides
-    if given:
-        raise SweepError(f"--resume takes the trials from the sweep; leave out {given[0]}, or start a new sweep.")
-    folder = SweepFolder(arguments.storage.expanduser().resolve() / arguments.resume)
     sweep = load_sweep(folder)
+    refuse_other_fingerprints(sweep, corrdream.fingerprints(corrdream.load_config((), sweep.base)))
+    return _job(sweep, folder, "resumed", arguments)
+
+
+def extended_job(folder: SweepFolder, arguments: argparse.Namespace) -> Job:
+    """A sweep with more trials, and what is left to do of it; SweepError if the new ones do not fit the old ones."""
+    sweep = load_sweep(folder)
+    defaulted = with_defaults(arguments, sweep)
+    more = _plan_sweep(sweep.name, _asked_grid(defaulted), defaulted)
+    return _job(extend(sweep, more), folder, "extended", arguments)
+
+
+def _job(
+    sweep: Sweep, folder: SweepFolder, origin: Literal["new", "extended", "resumed"], arguments: argparse.Namespace
+) -> Job:
+    """What is neither finished here nor, unless --no-cache is given, anywhere else in the storage."""
     check_optuna(sweep)
-    first = sweep.trials[0]
-    if corrdream.identity(corrdream.load_config((), first.config)) != first.identity:
-        raise SweepError(
-            f"{folder.path} was computed with other sources of corrdream or another prior;"
-            " go back to those, or start a new sweep."
-        )
-    states = {trial.name: read_status(folder.trial(trial.name), trial.identity) for trial in sweep.trials}
-    unfinished = tuple(trial for trial in sweep.trials if states[trial.name].state not in DONE)
+    states = read_statuses(folder, sweep.trials)
+    missing = [trial for trial in sweep.trials if states[trial.name].state not in DONE]
+    is_plain = isinstance(parse_scheduler(sweep.search.get("scheduler"), "scheduler"), Fifo)  # else trials compete
+    cached = find_finished(folder, missing) if is_plain and not arguments.no_cache else {}
+    unfinished = tuple(trial for trial in missing if trial.name not in cached)
     steps = {trial.name: int(trial.config["max_steps"]) - states[trial.name].step for trial in unfinished}
-    return Job(sweep=sweep, folder=folder, unfinished=unfinished, steps_left=steps, is_new=False)
+    return Job(sweep=sweep, folder=folder, unfinished=unfinished, cached=cached, steps_left=steps, origin=origin)
 
 
 def place(job: Job, arguments: argparse.Namespace) -> Placement:
@@ -160,12 +203,13 @@ def place(job: Job, arguments: argparse.Namespace) -> Placement:
     measured = concurrent = None
     if not arguments.address:
         plan.concurrency(machine, trials=trials, cpus=cpus, gpus=gpus, limit=None, measured=None)
-    plan.check_disk(job.folder.path, trials=trials, keep=config.output.checkpoint_keep, measured=None)
+    held = trials if job.folder.storage.is_folder else max(1, machine.cpus // cpus)  # trials whose files lie here
+    plan.check_disk(job.folder.path, trials=held, keep=config.output.checkpoint_keep, measured=None)
     if job.sweep.measured:
         measured = plan.Measurement(**job.sweep.measured)
     elif not gpus or machine.gpus:
         measured = plan.measure(config, cpus=cpus, gpus=gpus)
-        plan.check_disk(job.folder.path, trials=trials, keep=config.output.checkpoint_keep, measured=measured)
+        plan.check_disk(job.folder.path, trials=held, keep=config.output.checkpoint_keep, measured=measured)
     if not arguments.address:
         limit = arguments.max_concurrent
         concurrent = plan.concurrency(machine, trials=trials, cpus=cpus, gpus=gpus, limit=limit, measured=measured)
@@ -197,29 +241,25 @@ def wandb_mode_of(job: Job, arguments: argparse.Namespace) -> corrdream.WandbMod
     return corrdream.wandb_mode(arguments.wandb or (configured if configured != "disabled" else None))
 
 
-def plan_text(job: Job, placement: Placement, arguments: argparse.Namespace) -> str:
-    """What will be done, where, and how long it will take."""
-    sweep, done = job.sweep, len(job.sweep.trials) - len(job.unfinished)
-    settings = len({tuple(trial.labels.items()) for trial in sweep.trials})
-    prompts = len({trial.prompt for trial in sweep.trials})
-    pairs = len({(trial.prompt, trial.seed) for trial in sweep.trials})
-    steps = schedule_of(job).steps_left()
-    concurrent = placement.concurrent or arguments.max_concurrent or len(steps)
-    trials = f"{len(sweep.trials)} = {settings} settings x {prompts} prompts x {pairs // prompts} seeds"
+def plan_text(job: Job, placement: Placement | None, arguments: argparse.Namespace) -> str:
+    """What will be done, where, and how long it will take; no `placement` where nothing is left to run."""
+    sweep = job.sweep
+    counts = {"finished": len(sweep.trials) - len(job.unfinished) - len(job.cached), "cached": len(job.cached)}
+    parts = [f"{count} {name}" for name, count in counts.items() if count]
+    trials = describe_size(sweep.trials)
     trials += f", {sweep.trials_to_come} more to be suggested" if sweep.trials_to_come else ""
-    trials += f"; {done} finished, {len(steps)} to run" if done else ""
-    each = f"{arguments.cpus_per_trial} thread(s), {placement.gpus:g} GPU(s) a trial"
-    place = f"Ray at {arguments.address}" if arguments.address else f"this machine's {placement.machine.cpus} cores"
-    at_once = f"{placement.concurrent} at once" if placement.concurrent else "as many at once as fit"
-    return plan.format_plan(
-        {
-            "sweep": f"{sweep.name} (grid {sweep.grid})",
-            "trials": trials,
-            "search": describe_search(sweep),
+    trials += f"; {', '.join(parts)}, {len(job.unfinished)} to run" if parts else ""
+    lines = {"sweep": f"{sweep.name} (grid {sweep.grid})", "trials": trials, "search": describe_search(sweep)}
+    if placement is not None:
+        steps = schedule_of(job).steps_left()
+        concurrent = placement.concurrent or arguments.max_concurrent or len(steps)
+        each = f"{arguments.cpus_per_trial} thread(s), {placement.gpus:g} GPU(s) a trial"
+        at_once = f"{placement.concurrent} at once" if placement.concurrent else "as many at once as fit"
+        here = f"this machine's {placement.machine.cpus} cores"
+        lines |= {
             "steps": f"{sum(steps)} in all, up to {max(steps)} a trial",
             "time": plan.describe_time(placement.measured, steps, concurrent),
-            "resources": f"{each}, {at_once}, on {place}",
+            "resources": f"{each}, {at_once}, on {f'Ray at {arguments.address}' if arguments.address else here}",
             "tracking": f"TensorBoard, {corrdream.explain_wandb_mode(wandb_mode_of(job, arguments))}",
-            "results": str(job.folder.path),
         }
-    )
+    return plan.format_plan(lines | {"results": job.folder.storage.uri(job.folder.path)})

@@ -19,7 +19,8 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
 from sweeps.faults import FaultPolicy
-from sweeps.folders import SweepError, SweepFolder
+from sweeps.folders import SweepFolder
+from sweeps.locks import SweepError
 from sweeps.progress import Progress
 from sweeps.schedule import Assignment, Schedule
 from sweeps.trainable import CorrDreamTrainable, Spec
@@ -93,7 +94,7 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name=f"attempt-{time.time_ns()}",
-            storage_path=str(folder.tune),
+            storage_path=folder.storage.uri(folder.tune),
             failure_config=tune.FailureConfig(max_failures=max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             stop=_StopTogether(folder, progress),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from corrdream import Config
-from sweeps.folders import SweepError
+from sweeps.locks import SweepError
 from sweeps.progress import format_seconds
 
 MINIATURE_STEPS = 6

@@ -7,7 +7,6 @@ changed. Decisions depend on measured metrics and a seed only, and every trial k
 """
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import Any
 import numpy as np
 
 import corrdream
-from sweeps.folders import SweepFolder, read_history, write_history
+from sweeps.folders import HISTORY, SweepFolder, read_history, write_history
 from sweeps.parameters import value_of
 from sweeps.schedulers import Pbt
 from sweeps.standings import Standing, group_of, is_twin
+from sweeps.storage import Storage
 
 FACTORS = (0.8, 1.2)  # of a value that is changed and not drawn anew
 
@@ -59,16 +59,17 @@ def _explore(values: Mapping[str, float], pbt: Pbt, generator: np.random.Generat
     return explored
 
 
-def copy_trial(source: Path, target: Path, config: Mapping[str, Any], values: Mapping[str, float], step: int) -> None:
+def copy_trial(
+    storage: Storage, source: Path, target: Path, config: Mapping[str, Any], values: Mapping[str, float], step: int
+) -> None:
     """The trial in folder `target` goes on from `source`'s checkpoint of that step, and with these values.
 
     The history comes last: a copy that was cut short is made again, and the source has not moved since.
     """
     name = f"checkpoints/step-{step:06d}.safetensors"
-    temporary = target / f"{name}.copy"
-    shutil.copyfile(source / name, temporary)
-    temporary.replace(target / name)
+    storage.copy(source / name, target / name)
     corrdream.save_config(corrdream.load_config((), {**config, **values}), target / "config.yaml")
+    storage.push([target / "config.yaml"])
     keep_values(target, values, step, source=source.name)
 
 
@@ -111,7 +112,9 @@ def _end_generation(members: Sequence[Sequence[Standing]], folder: SweepFolder, 
                 keep_values(target, values[number], step)
             else:
                 twin = next(other for other in members[copy.source] if is_twin(other.trial, standing.trial))
-                copy_trial(folder.trial(twin.trial.name), target, standing.trial.config, copy.values, step)
+                source = folder.trial(twin.trial.name)
+                copy_trial(folder.storage, source, target, standing.trial.config, copy.values, step)
+            folder.storage.push([target / HISTORY])
             standing.generations.add(step)
             standing.values = dict(copy.values if copy else values[number])
 

@@ -1,12 +1,14 @@
 """What a person sees while a sweep runs: one plain line every few seconds, readable on a terminal and in a log."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from sweeps.folders import PlannedTrial, Sweep, SweepFolder, read_status
+from sweeps.folders import PlannedTrial, Sweep, SweepFolder, read_statuses
 from sweeps.parameters import describe
-from sweeps.results import read_result, sort_key
+from sweeps.results import Result, read_results, sort_key
 
 SHOW_EVERY_SECONDS = 10.0
 
@@ -38,11 +40,8 @@ class Progress:
         self._steps_done = 0
         self._seconds_spent = 0.0
         self._spent_before: dict[str, float] = {}
-        self._finished = {  # read once: their files do not change any more
-            trial.name: read_result(trial, folder.trial(trial.name))
-            for trial in sweep.trials
-            if trial.name not in steps
-        }
+        self._finished: dict[str, Result] = {}  # read once: their files do not change any more
+        self._read([trial for trial in sweep.trials if trial.name not in steps])
         self.running: set[str] = set()
         self.ended: set[str] = set()
         self.errors: dict[str, str] = {}
@@ -61,7 +60,7 @@ class Progress:
     def retry(self, name: str) -> None:
         """The trial's process died; another one will continue it."""
         self.running.discard(name)
-        error = read_status(self._folder.trial(name), self._trials[name].identity).error
+        error = read_statuses(self._folder, [self._trials[name]])[name].error
         reason = f"failed ({error})" if error else "lost its process"
         self._write(f"{self._clock()}  {name} {reason}; another one continues from the newest checkpoint")
 
@@ -80,7 +79,7 @@ class Progress:
                 self.fail(name, status["error"])
             case "finished":
                 self._end(name)
-                self._finished[name] = read_result(self._trials[name], self._folder.trial(name))
+                self._read([self._trials[name]])
                 self._write(f"{self._clock()}  finished {name} in {status['seconds']:.0f} s")
             case "stopped":
                 self._end(name)
@@ -140,6 +139,11 @@ class Progress:
 
     def _all_left(self) -> list[int]:
         return [steps for name, steps in self._left.items() if name not in self.ended]
+
+    def _read(self, finished: Sequence[PlannedTrial]) -> None:
+        with suppress(OSError):  # the storage is away; they are read again for the report
+            for result in read_results(dataclasses.replace(self._sweep, trials=tuple(finished)), self._folder):
+                self._finished[result.trial.name] = result
 
     def _best(self) -> str:
         metric, mode = self._sweep.metric, self._sweep.mode

@@ -1,16 +1,14 @@
 """The HTML page of a sweep: one file that needs nothing else. The best trial, the settings, curves, every trial."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from sweeps.charts import Curve, color_of, curve_chart, interval_chart
 from sweeps.faults import describe_faults
-from sweeps.folders import Sweep, write_text
+from sweeps.folders import Sweep, describe_size, flatten, write_text
 from sweeps.page import STYLE, picture
 from sweeps.parameters import describe
 from sweeps.results import (
@@ -54,6 +52,12 @@ class _Page:
         """The number of the trial's setting."""
         return next(i for i, row in enumerate(self.settings) if row.labels == result.trial.labels)
 
+    def short_name(self, labels: Mapping[str, str]) -> str:
+        """The label alone where there is one parameter, whose name stands above."""
+        return (
+            next(iter(labels.values())) if len(parameters_of(self.settings)) == len(labels) == 1 else describe(labels)
+        )
+
 
 def write_report(path: Path, sweep: Sweep, results: Sequence[Result]) -> None:
     """Writes the page from what the trials' folders hold now."""
@@ -77,17 +81,18 @@ def _head(page: _Page) -> str:
         for state in ("finished", "stopped early", "running", "paused", "stopped", "pending", "failed")
         if state in states
     ]
-    counts += [f'<span class="tag">{escape(f"{name} {number}")}</span>' for name, number in sweep.versions.items()]
-    prompts = len({result.trial.prompt for result in page.results})
-    pairs = len({(result.trial.prompt, result.trial.seed) for result in page.results})
-    size = f"{len(page.settings)} settings &times; {prompts} prompts &times; {pairs // prompts} seeds"
+    cached = sum(bool(result.status.source) for result in page.results)
+    tags = [f"{cached} taken from other sweeps"] if cached else []
+    tags += [f"{name} {number}" for name, number in sweep.versions.items()]
+    counts += [f'<span class="tag">{escape(tag)}</span>' for tag in tags]
+    size = describe_size(sweep.trials).replace(" x ", " &times; ")
     steps = describe_steps(page.results)
     spent = f'<p class="soft">Steps taken: {escape(steps)}.</p>' if steps else ""
+    commands = "<br>".join(f"<code>python {escape(shlex.join(command))}</code>" for command in sweep.commands)
     return (
         f"<h1>{escape(sweep.name)}</h1>"
         f'<p class="soft">Grid {escape(sweep.grid)}: {size}. Started {escape(sweep.created)}.</p>{spent}'
-        f'<div class="tags">{"".join(counts)}</div>{_faults(page)}'
-        f"<p><code>python {escape(shlex.join(sweep.command))}</code></p>\n"
+        f'<div class="tags">{"".join(counts)}</div>{_faults(page)}<p>{commands}</p>\n'
     )
 
 
@@ -108,7 +113,7 @@ def _comparison(page: _Page) -> str:
     shown = [metric for metric in METRICS if any(row.means[metric.key].count for row in page.settings)]
     if not shown:
         return ""
-    labels = [_short_name(page, row.labels) for row in page.settings]
+    labels = [page.short_name(row.labels) for row in page.settings]
     marked = next((i for i, row in enumerate(page.settings) if row.is_default), None)
     charts = ""
     for metric in shown:
@@ -131,7 +136,7 @@ def _table(page: _Page, shown: Sequence[Metric]) -> str:
     header = "".join(f"<th>{escape(_column(metric))}{_direction(metric)}</th>" for metric in shown)
     lines = []
     for index, row in enumerate(page.settings):
-        name = escape(_short_name(page, row.labels)) + (" <small>default</small>" if row.is_default else "")
+        name = escape(page.short_name(row.labels)) + (" <small>default</small>" if row.is_default else "")
         name += f" <small>{escape(row.note)}</small>" if row.note else ""
         count = max(estimate.count for estimate in row.means.values())
         cells = "".join(_cell(metric, row) for metric in shown)
@@ -233,6 +238,8 @@ def _card(page: _Page, result: Result, *, rank: int) -> str:
         state += f", {status.attempts} attempts"
     if status.faults:
         state += f" ({describe_faults(status.faults)})"
+    if status.source:
+        state += f", taken from {status.source}"
     header = (
         f"<header><h3>{rank}. {escape(describe(trial.labels))}</h3>"
         f"<span>{escape(trial.prompt)}, seed {trial.seed}</span>"
@@ -259,7 +266,7 @@ def _card(page: _Page, result: Result, *, rank: int) -> str:
 
 def _difference(page: _Page, result: Result) -> str:
     """The keys, besides prompt and seed, in which the trial's configuration differs from the base."""
-    base, own = _flat(page.sweep.base), _flat(result.trial.config)
+    base, own = flatten(page.sweep.base), flatten(result.trial.config)
     changed = [key for key in own if own[key] != base.get(key) and key not in ("prompt", "seed")]
     lines = "".join(
         f"<tr><td><code>{escape(key)}</code></td><td><code>{escape(base.get(key, '-'))}</code></td>"
@@ -271,24 +278,6 @@ def _difference(page: _Page, result: Result) -> str:
     table = f"<table><tr><th>key</th><th>base</th><th>this trial</th></tr>{lines}</table>"
     summary = f"Configuration: {len(changed)} difference{'s' if len(changed) > 1 else ''} to the base"
     return f'<details open><summary>{summary}</summary><div class="scroll">{table}</div></details>'
-
-
-def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted keys to values as text; a schedule counts as one value."""
-    flat: dict[str, str] = {}
-    for key, value in plain.items():
-        if isinstance(value, dict) and not {"values", "progress", "steps"} & value.keys():
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, dict):
-            flat[prefix + key] = json.dumps({name: part for name, part in value.items() if part is not None})
-        else:
-            flat[prefix + key] = json.dumps(value)
-    return flat
-
-
-def _short_name(page: _Page, labels: Mapping[str, str]) -> str:
-    """The label alone where there is one parameter, whose name stands above."""
-    return next(iter(labels.values())) if len(parameters_of(page.settings)) == len(labels) == 1 else describe(labels)
 
 
 def _title(key: str) -> str:

@@ -13,8 +13,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sweeps.folders import PlannedTrial, Status, Sweep, SweepFolder, read_history, read_rungs, read_status, write_text
-from sweeps.parameters import describe, leaf, short
+from sweeps.folders import (
+    PlannedTrial,
+    Status,
+    Sweep,
+    SweepFolder,
+    read_history,
+    read_rungs,
+    read_status,
+    read_statuses,
+    write_text,
+)
+from sweeps.parameters import describe, short
 from sweeps.statistics import Estimate, estimate_differences, estimate_means
 
 
@@ -35,6 +45,15 @@ WITHOUT_TRUTH: tuple[str, Literal["max", "min"]] = (
     "match_residual",
     "min",
 )  # what is best of prompts whose shape is unknown
+READ_FILES = (
+    "grade.json",
+    "quality.json",
+    "metrics.jsonl",
+    "rungs.json",
+    "history.json",
+    "turntable.png",
+    "normals.png",
+)  # of a trial, by results and report
 RESIDUAL = "correspondence/residual"
 METRICS = (
     Metric(key="viou_solid", title="vIoU", better="max"),
@@ -73,12 +92,21 @@ class SettingRow:
     means: Mapping[str, Estimate]
     differences: Mapping[str, Estimate]  # to the default setting; empty for that one and where there is none
     is_default: bool
+    cached: int  # trials that were taken from other sweeps
     note: str = ""  # how far it went, if it was stopped early
 
 
 def read_results(sweep: Sweep, folder: SweepFolder) -> list[Result]:
-    """Every planned trial as its folder has it now, in the order of the plan."""
+    """Every planned trial as the storage has it now, in the order of the plan."""
+    pull_results(folder, sweep.trials)
     return [read_result(trial, folder.trial(trial.name)) for trial in sweep.trials]
+
+
+def pull_results(folder: SweepFolder, trials: Sequence[PlannedTrial]) -> None:
+    """Brings what `read_result`, the report and a schedule read of the trials."""
+    statuses = read_statuses(folder, trials)
+    begun = [folder.trial(name) for name, status in statuses.items() if status.state != "pending"]
+    folder.storage.pull(path / name for path in begun for name in READ_FILES)
 
 
 def read_result(trial: PlannedTrial, trial_folder: Path) -> Result:
@@ -168,6 +196,7 @@ def compare_settings(sweep: Sweep, results: Sequence[Result]) -> list[SettingRow
             means=means[i],
             differences={} if i == default else differences[i],
             is_default=i == default,
+            cached=sum(bool(r.status.source) for r in results if tuple(r.trial.labels.items()) == labels),
             note=_note([result for result in results if tuple(result.trial.labels.items()) == labels], sweep.metric),
         )
         for i, labels in enumerate(settings)
@@ -224,12 +253,12 @@ def _table(results: Sequence[Result], settings: list[tuple[tuple[str, str], ...]
 
 
 def write_csv(path: Path, results: Sequence[Result]) -> None:
-    """One row a trial: its parameters, prompt, seed, status, steps and every metric any trial has."""
+    """One row a trial: parameters, prompt, seed, status, steps, every metric any trial has, and where it was run."""
     parameters = list(dict.fromkeys(key for result in results for key in result.trial.labels))
     metrics = list(dict.fromkeys([m.key for m in METRICS] + [key for result in results for key in result.metrics]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    last = ["attempts", "faults", "identity", "history", "error"]
+    last = ["attempts", "faults", "source", "identity", "history", "error"]
     writer.writerow(["trial", *parameters, "prompt", "seed", "status", "steps", *metrics, *last])
     for result in results:
         trial, status = result.trial, result.status
@@ -238,7 +267,14 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
         labels = [trial.labels.get(key, "") for key in parameters]
         state = [trial.prompt, trial.seed, status.state, status.step]
         met = " ".join(f"{kind}={count}" for kind, count in sorted(status.faults.items()))
-        last = [str(status.attempts), met, trial.identity, describe_history(result.history), status.error]
+        last = [
+            str(status.attempts),
+            met,
+            status.source,
+            trial.identity,
+            describe_history(result.history),
+            status.error,
+        ]
         writer.writerow([trial.name, *labels, *state, *measured, *last])
     write_text(path, text.getvalue())
 
@@ -254,24 +290,5 @@ def format_estimate(estimate: Estimate, digits: int, *, signed: bool = False) ->
 
 
 def parameters_of(rows: Sequence[SettingRow]) -> list[str]:
-    """Every parameter that some setting has: a conditional one is not in all."""
+    """Every parameter that some setting has; one that is conditional, or came with an extension, is not in all."""
     return list(dict.fromkeys(key for row in rows for key in row.labels))
-
-
-def format_table(rows: Sequence[SettingRow]) -> str:
-    """The comparison as aligned text, one line a setting."""
-    known = [metric for metric in METRICS if any(row.means[metric.key].count for row in rows)]
-    graded = any(metric.needs_truth for metric in known)
-    # What needs no truth is for prompts whose shape is unknown; the others' is in results.csv and in the report.
-    metrics = [m for m in known if m.needs_truth or not graded or m.key in ALWAYS_SHOWN]
-    parameters = parameters_of(rows)
-    header = [leaf(key) for key in parameters] + ["n"]
-    header += [f"{metric.title} {metric.unit}".strip() for metric in metrics]
-    lines = [[*header, ""]]
-    for row in rows:
-        labels = [f"{row.labels.get(key, '-')}{' *' if row.is_default else ''}" for key in parameters]
-        count = max(estimate.count for estimate in row.means.values())
-        lines.append([*labels, str(count), *(format_estimate(row.means[m.key], m.digits) for m in metrics), row.note])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:]])

@@ -3,32 +3,54 @@
 import argparse
 import dataclasses
 import os
-import re
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
-from sweeps.faults import POLICY_KEYS, FaultPolicy, describe_faults
-from sweeps.folders import DONE, NameTakenError, State, create_sweep, hold_lock, load_sweep, read_status, write_status
+from sweeps.cache import take_finished
+from sweeps.faults import describe_faults
+from sweeps.folders import (
+    DONE,
+    PlannedTrial,
+    State,
+    SweepFolder,
+    create_sweep,
+    load_sweep,
+    read_statuses,
+    write_status,
+    write_sweep,
+)
 from sweeps.interrupt import Interruption
-from sweeps.jobs import Job, Placement, new_job, place, plan_text, resumed_job, schedule_of, wandb_mode_of
+from sweeps.jobs import (
+    Job,
+    Placement,
+    extended_job,
+    find_sweep,
+    new_job,
+    place,
+    plan_text,
+    resumed_job,
+    schedule_of,
+    wandb_mode_of,
+)
+from sweeps.locks import NameTakenError
+from sweeps.options import parse
 from sweeps.progress import Progress
 from sweeps.report import write_report
 from sweeps.results import (
     compare_settings,
     count_faults,
     describe_steps,
-    format_table,
     read_results,
     sort_key,
     write_csv,
 )
 from sweeps.schedule import Assignment
 from sweeps.summary import publish_summary, tracking_of
+from sweeps.table import format_table
 
 INTERRUPTED = 128 + signal.SIGINT
 REPORT_SECONDS = 2.5
@@ -52,16 +74,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 all trials done, 1 some failed, 2 nothing was started because of a wrong input, 130 Ctrl-C."""
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
-        if not arguments.resume:
+        if not arguments.resume and not arguments.extend:
             return start(new_job(arguments), arguments)
-        job = resumed_job(arguments)
-        with hold_lock(job.folder.driver_lock):
-            if not job.unfinished and not job.sweep.trials_to_come:
-                return conclude(job, {}, arguments)
+        folder = find_sweep(arguments)
+        with folder.storage.hold(folder.driver_lock):
+            job = resumed_job(folder, arguments) if arguments.resume else extended_job(folder, arguments)
             return start(job, arguments)
     except ValueError as error:  # ours, corrdream's and the configuration's: all of one line
         print(f"sweeps: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # the storage, away for longer than it is waited for
+        print(f"sweeps: the storage failed: {' '.join(str(error).split())}; what was saved is kept.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Interrupted before any trial was started.", file=sys.stderr)
         return INTERRUPTED
@@ -69,30 +93,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def start(job: Job, arguments: argparse.Namespace) -> int:
     """Prints the plan, starts or joins Ray, and runs what is left; a new sweep's folder is made last."""
-    placement = place(job, arguments)
-    print(plan_text(job, placement, arguments), flush=True)
+    placement = place(job, arguments) if job.unfinished or job.sweep.trials_to_come else None
+    if placement or job.cached or arguments.dry_run:
+        print(plan_text(job, placement, arguments), flush=True)
     if arguments.dry_run:
         return 0
-    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
-    from sweeps.launch import ray_session
-    from sweeps.nodes import check_nodes
+    with ExitStack() as held:
+        if placement is None:
+            return conclude(settle(job, placement, arguments, held), {}, arguments)
+        os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
+        from sweeps.launch import ray_session
+        from sweeps.nodes import check_nodes
 
-    machine = placement.machine
-    with (
-        ray_session(arguments.address, num_cpus=machine.cpus, num_gpus=machine.gpus) as resources,
-        ExitStack() as locks,
-    ):
+        machine = placement.machine
+        resources = held.enter_context(ray_session(arguments.address, num_cpus=machine.cpus, num_gpus=machine.gpus))
         if arguments.address:
-            check_nodes(job.folder.path.parent, job.config())
-        if job.is_new:
-            job = create(job, placement, may_rename=not arguments.name)
-            locks.enter_context(hold_lock(job.folder.driver_lock))
-        return run(job, placement, resources, arguments)
+            check_nodes(job.folder, job.config())
+        return run(settle(job, placement, arguments, held), placement, resources, arguments)
 
 
-def create(job: Job, placement: Placement, *, may_rename: bool) -> Job:
+def settle(job: Job, placement: Placement | None, arguments: argparse.Namespace, held: ExitStack) -> Job:
+    """Writes what is to be done, and takes results that the storage has; the new sweep's lock is in `held`."""
+    if job.origin == "new":
+        job = create(job, placement, may_rename=not arguments.name)
+        held.enter_context(job.folder.storage.hold(job.folder.driver_lock))
+    if job.origin == "extended":
+        write_sweep(job.folder, job.sweep)
+    gone = take_finished(job.folder, job.sweep.trials, job.cached)
+    if gone:
+        print(f"{len(gone)} cached trial(s) were deleted meanwhile: run --resume {job.folder.path.name} for them.")
+    return job
+
+
+def create(job: Job, placement: Placement | None, *, may_rename: bool) -> Job:
     """Makes the sweep's folder; under another name if that of the time of day is taken."""
-    measured = dataclasses.asdict(placement.measured) if placement.measured else None
+    measured = dataclasses.asdict(placement.measured) if placement and placement.measured else None
     while True:
         try:
             create_sweep(job.folder, dataclasses.replace(job.sweep, measured=measured))
@@ -101,92 +136,7 @@ def create(job: Job, placement: Placement, *, may_rename: bool) -> Job:
             if not may_rename:
                 raise
             job = job.renamed()
-            print(f"That name was taken; the results go to {job.folder.path}")
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="sweeps/run.py", description="Sweep hyperparameters of text-to-3D runs.")
-    parser.add_argument(
-        "--grid", metavar="NAME|FILE", help="a grid of configs/grids, or a YAML file (default: rescale)"
-    )
-    parser.add_argument("--config", metavar="FILE", help="another base configuration than the grid's")
-    parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="instead of the grid's")
-    parser.add_argument("--seeds", nargs="+", metavar="N", help="instead of the grid's")
-    parser.add_argument("--max-steps", type=_positive, metavar="N", help="optimizer steps of each trial")
-    parser.add_argument(
-        "--search", choices=["grid", "random", "optuna"], help="where settings come from (default: as the grid says)"
-    )
-    parser.add_argument("--num-samples", type=_positive, metavar="N", help="settings that a search draws")
-    parser.add_argument(
-        "--scheduler", choices=["fifo", "asha", "pbt"], help="how steps are spent (default: as the grid says)"
-    )
-    parser.add_argument(
-        "--max-concurrent", type=_positive, metavar="N", help="trials at once (default: as many as fit)"
-    )
-    parser.add_argument(
-        "--cpus-per-trial", type=_positive, default=1, metavar="N", help="threads of a trial (default: 1)"
-    )
-    parser.add_argument(
-        "--gpus-per-trial", type=float, metavar="X", help="may be a fraction (default: 1 if there is a GPU)"
-    )
-    parser.add_argument(
-        "--address",
-        default=os.environ.get("RAY_ADDRESS"),
-        help="join this Ray cluster (default: $RAY_ADDRESS, or start an own one)",
-    )
-    parser.add_argument(
-        "--storage",
-        type=_folder,
-        default=os.environ.get("CORRDREAM_STORAGE") or "runs",
-        metavar="DIR",
-        help="where sweeps lie (default: $CORRDREAM_STORAGE, or runs)",
-    )
-    parser.add_argument("--name", help="folder below --storage (default: the grid's name and the time)")
-    parser.add_argument("--resume", metavar="NAME", help="finish a sweep that was interrupted")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, run nothing")
-    parser.add_argument(
-        "--wandb", choices=["disabled", "offline", "online"], help="default: online with an API key, else offline"
-    )
-    parser.add_argument(
-        "--on-fault",
-        nargs="+",
-        default=[],
-        metavar="FAULT=POLICY",
-        help="lost=N (retries of a lost process, default 2), out_of_memory=smaller_chunk|fail, disk_full=fail|retry",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration of every trial")
-    arguments = _separate_overrides(parser.parse_intermixed_args(argv))
-    arguments.command = ["sweeps/run.py", *argv]
-    arguments.on_fault = FaultPolicy.parse(arguments.on_fault)
-    return arguments
-
-
-def _folder(text: str) -> Path:
-    if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no folder; mount it, and give the path")
-    return Path(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def _separate_overrides(arguments: argparse.Namespace) -> argparse.Namespace:
-    """`--seeds 0 1 max_steps=50`: what looks like key=value is an override, wherever it stands."""
-    for name in ("prompts", "seeds", "on_fault"):
-        values = getattr(arguments, name) or []
-        moved = [value for value in values if re.match(r"[a-z_.]+=", value) and not _is_policy(name, value)]
-        arguments.overrides = [*moved, *arguments.overrides]
-        setattr(arguments, name, [value for value in values if value not in moved] or None)
-    arguments.on_fault = arguments.on_fault or []
-    return arguments
-
-
-def _is_policy(option: str, word: str) -> bool:
-    return option == "on_fault" and word.partition("=")[0] in POLICY_KEYS
+            print(f"That name was taken; the results go to {job.folder.storage.uri(job.folder.path)}")
 
 
 def run(job: Job, placement: Placement, resources: Mapping[str, float], arguments: argparse.Namespace) -> int:
@@ -200,7 +150,7 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
         trial = assignment.trial
         progress.add(trial)
         return Spec(
-            sweep_folder=str(job.folder.path),
+            sweep_folder=job.folder.storage.uri(job.folder.path),
             trial=trial.name,
             identity=trial.identity,
             config=trial.config,
@@ -215,7 +165,7 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
         )
 
     schedule = schedule_of(job)
-    interruption = Interruption(job.folder.stop_file, _say, f"resume with  {resume_command(job, arguments)}")
+    interruption = Interruption(job.folder, _say, f"resume with  {resume_command(job, arguments)}")
     interruption.install()
     if resources.get("CPU", 0) < arguments.cpus_per_trial or resources.get("GPU", 0) < placement.gpus:
         _say("The cluster cannot hold a trial now; waiting until it grows.")
@@ -245,7 +195,7 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
     except SchedulingError as error:
         _say(f"Ray stopped: {error}")
     for trial in schedule.stopped_early():
-        mark(job.folder.trial(trial.name), trial.identity, "stopped early")
+        mark(job.folder, trial, "stopped early")
     job = dataclasses.replace(job, sweep=load_sweep(job.folder))  # settings may have been added
     status = conclude(job, progress.errors, arguments, may_wait=interruption.exit_code is None)
     return status if interruption.exit_code is None else interruption.exit_code
@@ -256,20 +206,21 @@ def conclude(job: Job, errors: Mapping[str, str], arguments: argparse.Namespace,
 
     Returns 1 if a trial is missing.
     """
-    for name, error in errors.items():
-        identity = next(trial.identity for trial in job.sweep.trials if trial.name == name)
-        mark(job.folder.trial(name), identity, "failed", error)
-    results = read_results(job.sweep, job.folder)
+    for trial in job.sweep.trials:
+        if trial.name in errors:
+            mark(job.folder, trial, "failed", errors[trial.name])
+    results, storage = read_results(job.sweep, job.folder), job.folder.storage
     print(f"\n{format_table(compare_settings(job.sweep, results))}\n")
     if steps := describe_steps(results):
         print(f"steps        {steps}")
     try:
         write_csv(job.folder.results, results)
         write_report(job.folder.report, job.sweep, results)
+        storage.push([job.folder.results, job.folder.report])
         best = min(results, key=lambda result: sort_key(result, job.sweep.metric, job.sweep.mode))
         if job.sweep.metric in best.metrics:
-            print(f"best         {best.folder}")
-        print(f"results      {job.folder.results}\nreport       {job.folder.report}")
+            print(f"best         {storage.uri(best.folder)}")
+        print(f"results      {storage.uri(job.folder.results)}\nreport       {storage.uri(job.folder.report)}")
     except OSError as error:
         print(f"cannot write the report: {error}", file=sys.stderr)
     for result in results:
@@ -281,25 +232,28 @@ def conclude(job: Job, errors: Mapping[str, str], arguments: argparse.Namespace,
     mode = wandb_mode_of(job, arguments)
     if may_wait and mode != "disabled":
         publish_summary(job.folder.path, job.sweep, results, mode)
+        with suppress(OSError):  # the report is there; the next one sends it again
+            storage.push(path for path in (job.folder.path / "wandb").rglob("*") if path.is_file())
     is_complete = all(result.status.state in DONE for result in results)
     if not is_complete:
         print(f"resume with  {resume_command(job, arguments)}", flush=True)
     return 0 if is_complete else 1
 
 
-def mark(trial_folder: Path, identity: str, state: State, error: str = "") -> None:
+def mark(folder: SweepFolder, trial: PlannedTrial, state: State, error: str = "") -> None:
     """Sets the state of a trial that no process works on."""
-    status = read_status(trial_folder, identity)
-    if status.state != state:
-        with suppress(OSError):  # no room even for that; it is printed
-            write_status(trial_folder, dataclasses.replace(status, state=state, error=error))
+    with suppress(OSError):  # no room even for that; it is printed
+        status = read_statuses(folder, [trial])[trial.name]
+        if status.state != state:
+            write_status(folder.trial(trial.name), dataclasses.replace(status, state=state, error=error))
+            folder.storage.push([folder.trial(trial.name) / "status.json"])
 
 
 def resume_command(job: Job, arguments: argparse.Namespace) -> str:
     """The line that finishes the sweep."""
     words = ["python", os.path.relpath(__file__), "--resume", job.folder.path.name]
-    if arguments.storage != Path("runs"):
-        words += ["--storage", str(arguments.storage)]
+    if arguments.storage != "runs":
+        words += ["--storage", arguments.storage]
     for option in ("max_concurrent", "gpus_per_trial", "address", "wandb"):
         value = getattr(arguments, option)
         if value is not None:

@@ -15,7 +15,7 @@ from sweeps.halving import expected_lengths, promote
 from sweeps.parameters import leaf
 from sweeps.population import end_generations, next_generation
 from sweeps.schedulers import Asha, Fifo, Pbt, Scheduler, parse_scheduler
-from sweeps.standings import Key, Standing, group_of, key_of, read_standing
+from sweeps.standings import Key, Standing, group_of, key_of, read_standings
 
 ENDED = (*DONE, "failed")
 
@@ -55,9 +55,8 @@ class Schedule:
         self._standings: dict[str, Standing] = {}
         self._groups: dict[Key, list[Standing]] = {}
         self._goals: dict[Key, int] | None = None  # None: to be decided anew
-        for trial in sweep.trials:
-            standing = read_standing(trial, folder, sweep.metric)
-            if standing.state == "failed" and trial.name in self._names:
+        for standing in read_standings(sweep, folder):
+            if standing.state == "failed" and standing.trial.name in self._names:
                 standing.state = "pending"  # it is tried again
             self._add(standing)
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sweeps.folders import PlannedTrial, State, SweepFolder, read_history, read_rungs, read_status
+from sweeps.folders import PlannedTrial, State, Sweep, SweepFolder, read_history, read_rungs, read_status
 from sweeps.halving import Group
-from sweeps.results import read_result
+from sweeps.results import pull_results, read_result
 
 Key = tuple[tuple[str, str], ...]  # a setting's labels
 
@@ -27,6 +27,12 @@ class Standing:
     def max_steps(self) -> int:
         """Those of its configuration."""
         return int(self.trial.config["max_steps"])
+
+
+def read_standings(sweep: Sweep, folder: SweepFolder) -> list[Standing]:
+    """Of every trial, in the order of the plan, as the storage has them now."""
+    pull_results(folder, sweep.trials)
+    return [read_standing(trial, folder, sweep.metric) for trial in sweep.trials]
 
 
 def read_standing(trial: PlannedTrial, folder: SweepFolder, metric: str) -> Standing:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import corrdream
-from sweeps.folders import PlannedTrial, Sweep, SweepError, SweepFolder, load_sweep, write_sweep
+from sweeps.folders import PlannedTrial, Sweep, SweepFolder, load_sweep, write_sweep
 from sweeps.grids import Grid, search_of
 from sweeps.halving import Group
+from sweeps.locks import SweepError
 from sweeps.parameters import Choice, Parameter, Setting, random_settings
 from sweeps.standings import Key, Standing, group_of, key_of
 from sweeps.trials import planned, trials_of

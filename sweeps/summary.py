@@ -58,7 +58,7 @@ def _publish(folder: Path, sweep: Sweep, results: Sequence[Result], mode: corrdr
         job_type="summary",
         tags=(sweep.grid, "summary"),
     )
-    config = {"sweep": sweep.name, "grid": sweep.grid, "command": list(sweep.command), "versions": dict(sweep.versions)}
+    config = {"sweep": sweep.name, "grid": sweep.grid, "commands": sweep.commands, "versions": dict(sweep.versions)}
     run = corrdream.open_wandb_run(folder, called, mode=mode, config={**config, "base": dict(sweep.base)})
     columns, rows = trial_table(results)
     run.log(

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -19,24 +18,17 @@ from ray.exceptions import RayActorError
 
 import corrdream
 from sweeps import faults
+from sweeps.cache import record_finished
 from sweeps.faults import FaultPolicy, preemption_notice
-from sweeps.folders import (
-    LockedError,
-    State,
-    Status,
-    SweepError,
-    SweepFolder,
-    hold_lock,
-    read_status,
-    write_rung,
-    write_status,
-)
+from sweeps.folders import State, Status, SweepFolder, read_status, write_rung, write_status
+from sweeps.locks import LockedError, SweepError
 from sweeps.logs import Warnings, trial_log
+from sweeps.places import sweep_at
 from sweeps.results import collect_metrics
 from sweeps.summary import UNTRACKED
 
 PREEMPTED = "told to leave (SIGTERM); a checkpoint was saved"
-LOCK_WAIT_SECONDS = 60.0  # the workers of a killed driver live on for some seconds
+LOCK_WAIT_SECONDS = 90.0  # the workers of a killed driver live on for some seconds; a lost node's claim for 60
 
 # What another attempt would only repeat. Anything else (a lost GPU, a file server that hung) is raised, and Tune tries
 # again in a new process.
@@ -95,6 +87,7 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
             except Exception as error:
                 self._give_up_or_raise(error)
             self._record(seconds=self._status.seconds + time.monotonic() - begun)
+            self._mirror.update()
         is_done = self._status.state != "running"
         if is_done:
             self._resources.close()
@@ -124,7 +117,8 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
 
     def _open(self, spec: Spec) -> None:
         """Continues the trial where its folder says, or starts it; not at all if the sweep is being stopped."""
-        sweep_folder = SweepFolder(Path(spec.sweep_folder))
+        sweep_folder = sweep_at(spec.sweep_folder)
+        self._spec, self._sweep_folder = spec, sweep_folder
         self._folder = sweep_folder.trial(spec.trial)
         self._stop_file = sweep_folder.stop_file
         self._report_seconds = spec.report_seconds
@@ -136,6 +130,7 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         self._leaving = self._resources.enter_context(preemption_notice())
         self._policy = FaultPolicy(**spec.policy)
         self._status = Status(identity=spec.identity)
+        sweep_folder.storage.pull([self._stop_file])
         if self._stop_file.exists():
             self._status = dataclasses.replace(self._status, state="stopped")
             return
@@ -147,9 +142,9 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
             self._give_up_or_raise(error)
 
     def _open_run(self, spec: Spec, sweep_folder: SweepFolder) -> None:
-        node = os.uname().nodename
-        if not sweep_folder.sweep_file.exists():
-            raise SweepError(f"node {node} does not see {sweep_folder.path}; choose a --storage that all nodes share.")
+        node, storage = os.uname().nodename, sweep_folder.storage
+        if not storage.exists(sweep_folder.sweep_file):
+            raise SweepError(f"node {node} does not see {spec.sweep_folder}; choose a --storage that all nodes share.")
         config = corrdream.load_config((), spec.config)
         if corrdream.identity(config) != spec.identity:
             raise SweepError(
@@ -159,7 +154,8 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         if spec.values:  # `identity` stays that of the trial as it was planned
             config = corrdream.load_config((), {**spec.config, **spec.values})
         torch.set_num_threads(spec.cpus)
-        self._resources.enter_context(hold_lock(self._folder / "trial.lock", wait_seconds=LOCK_WAIT_SECONDS))
+        hold = self._resources.enter_context(storage.hold(self._folder / "trial.lock", wait_seconds=LOCK_WAIT_SECONDS))
+        self._mirror = self._resources.enter_context(storage.work_on(self._folder, self._stop_file, hold))
         self._warnings = self._resources.enter_context(trial_log(self._folder))
         before = read_status(self._folder, spec.identity)
         lost = before.state == "running" and not before.error  # an attempt that ended by itself says how
@@ -198,6 +194,8 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
             grades = corrdream.finish_run(self._trainer, self._run)
             self._measured = self._collect(grades, report.seconds)
             self._tracker.close(self._measured)
+            if not self._spec.values:  # else it is not the run that its identity names
+                record_finished(self._sweep_folder, self._spec.trial, self._spec.identity)
             state = "finished"
         elif self._stop_file.exists():
             self._trainer.save_to(self._run)  # it may have come after the last look at it

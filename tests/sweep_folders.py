@@ -44,13 +44,15 @@ def plan_sweep(
         name=name,
         grid="rescale",
         created="2026-01-01T00:00:00Z",
-        command=["sweeps/run.py", "--grid", "rescale"],
+        commands=[["sweeps/run.py", "--grid", "rescale"]],
+        options={"grid": "rescale", "config": None, "prompts": None, "seeds": None, "max_steps": None, "overrides": []},
         metric="viou_solid",
         mode="max",
         default={RESCALE: "0.5"},
         trials=tuple(trials),
         base=corrdream.config_to_dict(base),
         versions={"corrdream": "0.1.0"},
+        fingerprints={"sources": "0123", "prior": "4567", "weights": ""},
     )
 
 

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 import corrdream
 from corrdream.artifacts import RunFolder
 from sweeps.faults import FaultPolicy, describe_faults, preemption_notice
-from sweeps.folders import PlannedTrial, Status, SweepError, SweepFolder, create_sweep, read_status
+from sweeps.folders import PlannedTrial, Status, SweepFolder, create_sweep, read_status
+from sweeps.locks import SweepError
 from sweeps.progress import Progress
 from sweeps.report import write_report
 from sweeps.results import count_faults, read_results, write_csv

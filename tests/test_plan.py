@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import corrdream
-from sweeps.folders import SweepError, SweepFolder
+from sweeps.folders import SweepFolder
+from sweeps.locks import SweepError
 from sweeps.plan import (
     Machine,
     Measurement,

@@ -15,9 +15,10 @@ import corrdream
 from sweeps.folders import Sweep, SweepFolder, create_sweep, read_history, read_status, write_sweep
 from sweeps.parameters import Distribution, value_of
 from sweeps.population import evolve
-from sweeps.results import compare_settings, format_table, read_results, write_csv
+from sweeps.results import compare_settings, read_results, write_csv
 from sweeps.schedule import Assignment, Schedule
 from sweeps.schedulers import Pbt, scheduler_to_plain
+from sweeps.table import format_table
 from sweeps.trainable import CorrDreamTrainable, Spec
 from tests.sweep_folders import RESCALE, plan_sweep, tiny_overrides
 

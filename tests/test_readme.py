@@ -7,18 +7,19 @@ configuration (a random checkpoint in the official layout), OLD.yaml a released 
 import re
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from corrdream import identity, load_config
 from corrdream.__main__ import main as corrdream
-from sweeps.folders import SweepFolder, create_sweep
+from sweeps.folders import create_sweep
+from sweeps.jobs import new_job
+from sweeps.options import parse
 from sweeps.run import main as sweep
 from tests.benchmarks.__main__ import parse
 from tests.mvdream_files import released_overrides, small_blocks_shape, write_checkpoint
-from tests.sweep_folders import finish_trial, plan_sweep, tiny_overrides
+from tests.object_server import object_server
+from tests.sweep_folders import finish_trial, tiny_overrides
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ("python", "make", "pytest", "CUDA_VISIBLE_DEVICES=0")
@@ -62,7 +63,14 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, released: list[str]) -> Path:
+def small(tiny_prior_file: Path) -> list[str]:
+    """Overrides that make a run of the built-in world small."""
+    plain = tiny_overrides(tiny_prior_file, device="cpu")
+    return [f"{key}={value}" for key, value in plain.items() if key != "prompt"]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, released: list[str], small: list[str]) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(ROOT / "configs")
     shutil.copy(ROOT / "tests/references/upstream_configs/mvdream-sd21.yaml", folder / "OLD.yaml")
@@ -70,25 +78,20 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, released: list[str]) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CORRDREAM_CACHE", str(folder / "cache"))
         assert corrdream(["train", *words]) == 0
-    planned = plan_sweep("NAME", prompts=("a snowman",), seeds=(0,))
-    trials = [replace(trial, identity=identity(load_config((), trial.config))) for trial in planned.trials]
-    sweep_folder = SweepFolder(folder / "runs" / "NAME")
-    create_sweep(sweep_folder, replace(planned, trials=tuple(trials)))
-    for trial in trials:
-        finish_trial(sweep_folder, trial, viou=0.7)
+    job = new_job(parse(["--grid", "rescale", "--name", "NAME", "--storage", str(folder / "runs"), *small]))
+    create_sweep(job.folder, job.sweep)
+    for trial in job.sweep.trials:
+        finish_trial(job.folder, trial, viou=0.7)
     return folder
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("command", readme_commands())
 def test_command_runs(
-    command: str, workspace: Path, released: list[str], tiny_prior_file: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, workspace: Path, released: list[str], small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("CORRDREAM_CACHE", str(workspace / "cache"))
-    small = [
-        f"{key}={value}" for key, value in tiny_overrides(tiny_prior_file, device="cpu").items() if key != "prompt"
-    ]
     last = sorted((workspace / "RUN" / "checkpoints").glob("step-*.safetensors"))[-1]
     words = shlex.split(command.replace("step-....safetensors", last.name))
     if words[0] == "CUDA_VISIBLE_DEVICES=0":
@@ -98,6 +101,12 @@ def test_command_runs(
             assert corrdream([name, *_small(name, rest, released, small)]) == 0
         case ["python", "sweeps/run.py", *rest] if "--resume" in rest:
             assert sweep(rest) == 0
+        case ["python", "sweeps/run.py", *rest] if "--extend" in rest:
+            assert sweep([*rest, "--dry-run"]) == 0
+        case ["python", "sweeps/run.py", *rest] if any(word.startswith("s3://") for word in rest):
+            with object_server() as server:
+                here = [server.uri("sweeps") if word.startswith("s3://") else word for word in rest]
+                assert sweep([*here, "--dry-run", *small]) == 0
         case ["python", "sweeps/run.py", *rest]:
             planned = rest if "--dry-run" in rest else [*rest, "--dry-run"]
             assert sweep([*planned, *(released if any("mvdream" in word for word in rest) else small)]) == 0

@@ -16,13 +16,13 @@ from sweeps.results import (
     METRICS,
     compare_settings,
     format_estimate,
-    format_table,
     read_result,
     read_results,
     sort_key,
     write_csv,
 )
 from sweeps.statistics import Estimate
+from sweeps.table import format_table
 from tests.sweep_folders import LABELS, RESCALE, finish_trial, write_sweep
 
 PROMPTS = ("a red cone on a blue cube", "a snowman", "a yellow duck")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.folders import NameTakenError, SweepFolder, create_sweep, hold_lock, load_sweep
+from sweeps.folders import SweepFolder, create_sweep, load_sweep
 from sweeps.jobs import Placement, new_job
+from sweeps.locks import NameTakenError, hold_lock
 from sweeps.plan import this_machine
 from sweeps.run import create, main, parse
 from tests.sweep_folders import RESCALE, write_grid
@@ -52,16 +53,17 @@ WRONG_INPUT = {
     "wrong seeds": (["--seeds", "one"], "--seeds must be a list of whole numbers"),
     "seed twice": (["--seeds", "1", "1"], "has 1 twice"),
     "no configuration": (["--config", "nothing.yaml"], "nothing.yaml does not exist"),
-    "storage that is no folder": (["--storage", "s3://bucket/runs"], "is no folder; mount it"),
+    "storage that nothing knows": (["--storage", "shelf://box/runs"], "--storage shelf://box/runs is not understood"),
+    "storage without a bucket": (["--storage", "s3://"], "names no bucket"),
     "name with a slash": (["--name", "a/b"], "--name 'a/b' must be letters"),
     "too many threads": (["--cpus-per-trial", "4096"], "more than this machine's"),
     "too many GPUs": (["--gpus-per-trial", "64"], "more than this machine's"),
     "no Ray there": (["--address", "127.0.0.1:1"], "no Ray at 127.0.0.1:1"),
+    "nothing to resume": (["--resume", "never"], "there is no sweep in"),
     "samples of a grid": (["--num-samples", "3"], "--num-samples is for --search random and optuna"),
     "search without a number": (["--search", "random"], "give --num-samples"),
     "asha without a budget": (["--scheduler", "asha"], "asha needs a budget in steps"),
     "search of a resumed sweep": (["--resume", "never", "--search", "random"], "leave out --search"),
-    "nothing to resume": (["--resume", "never"], "there is no sweep to resume"),
     "options of a new sweep": (["--resume", "never", "--seeds", "1"], "leave out --seeds"),
 }
 
@@ -151,11 +153,11 @@ def test_a_sweep_of_other_sources_is_not_mixed_with_these(
 ):
     folder = make_sweep(storage, tiny_prior_file)
     text = folder.sweep_file.read_text()
-    first = load_sweep(folder).trials[0]
-    folder.sweep_file.write_text(text.replace(first.identity, "0" * 16))
+    here = load_sweep(folder).fingerprints["sources"]
+    folder.sweep_file.write_text(text.replace(here, "0" * 16))
     status, error = run_main("--resume", folder.path.name)
     assert status == 2
-    assert "other sources of corrdream or another prior" in error
+    assert f"other sources of corrdream ({'0' * 16}; here is {here})" in error
 
 
 def test_a_sweep_file_that_is_torn_is_refused(

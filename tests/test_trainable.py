@@ -1,6 +1,7 @@
 """The adapter: a trial's folder holds the truth, whichever process works on it. No cluster is needed."""
 
 import dataclasses
+import json
 import logging
 import resource
 import shutil
@@ -14,7 +15,8 @@ from safetensors.torch import load_file
 
 import corrdream
 from sweeps import trainable
-from sweeps.folders import LockedError, SweepFolder, hold_lock, read_rungs, read_status
+from sweeps.folders import SweepFolder, read_rungs, read_status
+from sweeps.locks import LockedError, hold_lock
 from sweeps.trainable import CorrDreamTrainable, Spec
 from tests.sweep_folders import tiny_overrides
 
@@ -80,7 +82,7 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
         assert torch.equal(first[name], second[name]), name
 
 
-def test_a_trial_runs_to_its_end_and_leaves_a_run_folder(make_spec: Callable[..., Spec]):
+def test_a_trial_runs_to_its_end_and_leaves_a_run_folder(make_spec: Callable[..., Spec], tmp_path: Path):
     spec = make_spec(prompt="a snowman")
     result = start(spec).train()
     assert (result["done"], result["state"], result["step"], result["attempts"]) == (True, "finished", STEPS, 1)
@@ -97,6 +99,8 @@ def test_a_trial_runs_to_its_end_and_leaves_a_run_folder(make_spec: Callable[...
     status = read_status(folder_of(spec), spec.identity)
     assert (status.state, status.step, status.max_steps) == ("finished", STEPS, STEPS)
     assert status.seconds > 0
+    entry = json.loads((tmp_path / ".finished" / f"{spec.identity}.json").read_text())
+    assert entry == {"sweep": "sweep", "trial": "first"}
 
 
 def test_a_trial_is_reported_every_few_seconds(make_spec: Callable[..., Spec]):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from corrdream.cameras import normalize_camera
 from corrdream.diffusion import alphas_cumprod, noise_from_velocity
+from corrdream.files import once_per_version
 from corrdream.prior.compiled import Compilation
 from corrdream.prior.latents import FOLD, images_to_latents, latents_to_images, resize_images
 from corrdream.prior.network import MultiviewUNet, NetworkShape, PreparedUNet
@@ -186,6 +187,7 @@ def load_networks(path: Path) -> BlocksNetworks:
     return networks
 
 
+@once_per_version
 def read_metadata(path: Path) -> tuple[BlocksShape, tuple[str, ...]]:
     """Sizes and vocabulary of a weights file; ValueError if it is something else."""
     with safe_open(path, framework="pt") as file:
@@ -199,7 +201,8 @@ def read_metadata(path: Path) -> tuple[BlocksShape, tuple[str, ...]]:
     return BlocksShape(**sizes), tuple(settings["words"])
 
 
-def blocks_fingerprint(path: Path = WEIGHTS) -> str:
+@once_per_version
+def blocks_fingerprint(path: Path) -> str:
     """The start of the SHA-256 of a weights file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from corrdream.files import once_per_version
+
 REPOSITORY = "MVDream/MVDream"
 EDGE_BYTES = 1 << 20
 SAMPLE_BYTES = 1 << 16
@@ -29,7 +31,8 @@ log = logging.getLogger(__name__)
 def locate_checkpoint(model: str, checkpoint: str = "") -> Path:
     """The file that `checkpoint` names, or else the model's from the Hugging Face cache, downloaded if need be.
 
-    ValueError, with the cure, where there is none.
+    What is in the cache is taken without asking the hub, so a node downloads it once. ValueError, with the cure, where
+    there is none.
     """
     if checkpoint:
         path = Path(checkpoint).expanduser()
@@ -46,6 +49,8 @@ def locate_checkpoint(model: str, checkpoint: str = "") -> Path:
         REPOSITORY,
     )
     try:
+        with suppress(LocalEntryNotFoundError):
+            return Path(hf_hub_download(REPOSITORY, file, local_files_only=True))
         return Path(hf_hub_download(REPOSITORY, file))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError) as error:
         raise ValueError(
@@ -54,6 +59,7 @@ def locate_checkpoint(model: str, checkpoint: str = "") -> Path:
         ) from error
 
 
+@once_per_version
 def checkpoint_fingerprint(path: Path) -> str:
     """The start of a SHA-256 over the file's size, its first and last MiB and 64 samples between, read in milliseconds.
 

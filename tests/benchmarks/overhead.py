@@ -23,8 +23,9 @@ from typing import Any
 import psutil
 from omegaconf import OmegaConf
 
-from sweeps.folders import Status, create_sweep, hold_lock
+from sweeps.folders import Status, create_sweep
 from sweeps.jobs import Job, new_job, schedule_of
+from sweeps.locks import hold_lock
 from sweeps.progress import Progress
 from sweeps.run import ENVIRONMENT, REPORT_SECONDS, parse
 
