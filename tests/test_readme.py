@@ -16,7 +16,7 @@ from sweeps.folders import create_sweep
 from sweeps.jobs import new_job
 from sweeps.options import parse
 from sweeps.run import main as sweep
-from tests.benchmarks.__main__ import parse
+from tests.benchmarks.__main__ import parse as parse_benchmark
 from tests.mvdream_files import released_overrides, small_blocks_shape, write_checkpoint
 from tests.object_server import object_server
 from tests.sweep_folders import finish_trial, tiny_overrides
@@ -111,7 +111,7 @@ def test_command_runs(
             planned = rest if "--dry-run" in rest else [*rest, "--dry-run"]
             assert sweep([*planned, *(released if any("mvdream" in word for word in rest) else small)]) == 0
         case ["python", "-m", "tests.benchmarks", kinds]:  # each runs in test_benchmarks
-            assert [parse([kind]).what for kind in kinds.split("|")] == ["step", "parts", "cpu"]
+            assert [parse_benchmark([kind]).what for kind in kinds.split("|")] == ["step", "parts", "cpu"]
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         case ["pytest", file, option, _]:
