@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Two processes of one thread each: where threads outnumber cores the tests take several times longer.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 export PYTHONNOUSERSITE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
@@ -25,14 +27,14 @@ sweep: $(READY)
 	$(BIN)/python sweeps/run.py --grid rescale
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Several hosts on this machine, as root; what they leave behind is a failure.
 test-cluster: $(READY)

@@ -162,7 +162,7 @@ def test_lower_precision_is_used_inside_and_float32_at_the_border(
 
 
 def test_nothing_in_it_can_be_trained(prior: MvdreamPrior) -> None:
-    modules = (prior._unet, prior._autoencoder)
+    modules = (prior._unet.network, prior._autoencoder)
     assert not any(parameter.requires_grad for module in modules for parameter in module.parameters())
     assert not any(module.training for module in modules)
 
