@@ -21,7 +21,7 @@ EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0, 1 if the training diverged, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         status: int = options.run(options)
     except Exception as error:  # raised again unless it is one that a single line explains
@@ -31,6 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"corrdream: {' '.join(str(error).split())}", file=sys.stderr)
         return blamed
     return status
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; overrides may stand after options, too, which argparse refuses below a subcommand."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "inputs") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.inputs = [*options.inputs, *rest]
+    return options
 
 
 def _status_of(error: Exception) -> int | None:
@@ -81,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
     importing = commands.add_parser("import-config", help="turn a threestudio configuration into ours")
     importing.add_argument("file", type=Path, metavar="OLD.yaml")
-    importing.add_argument("overrides", nargs="*", metavar="key=value", help="in the old file's names")
+    importing.add_argument("inputs", nargs="*", metavar="key=value", help="in the old file's names")
     importing.add_argument("--out", type=Path, metavar="NEW.yaml", help="default: print it")
     importing.set_defaults(run=_import_config)
 
@@ -216,7 +227,7 @@ def _preview(options: argparse.Namespace) -> int:
 def _import_config(options: argparse.Namespace) -> int:
     from corrdream.import_config import import_config
 
-    imported = import_config(options.file, options.overrides)
+    imported = import_config(options.file, options.inputs)
     for note in imported.notes:
         print(f"not carried over: {note}", file=sys.stderr)
     if options.out is None:

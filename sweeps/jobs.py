@@ -147,8 +147,8 @@ def _new_folder(arguments: argparse.Namespace, grid_name: str) -> SweepFolder:
 def find_sweep(arguments: argparse.Namespace) -> SweepFolder:
     """Where the sweep lies that --resume or --extend names; SweepError if it is not there or options do not fit."""
     if arguments.resume:
-        deciding = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in DECIDING if name != "overrides"}
-        given = [option for option, value in (deciding | {"--name": arguments.name}).items() if value]
+        fixed = ("name", *DECIDING, "search", "num_samples", "scheduler")
+        given = [f"--{name.replace('_', '-')}" for name in fixed if name != "overrides" and getattr(arguments, name)]
         if given := [*given, *arguments.overrides]:
             raise SweepError(
                 f"--resume takes the trials from the sweep; leave out {given[0]}, or add trials with --extend."

@@ -242,7 +242,8 @@ def test_grade_is_plain_json_and_its_table_names_every_measure():
     values = clean(SNOWMAN).to_dict()
     assert json.loads(json.dumps(values)) == values
     assert list(values)[:3] == ["viou_solid", "dent_error", "color_error"]
-    assert values.keys() == DESCRIPTIONS.keys() == NOISE.keys()
+    assert values.keys() == NOISE.keys()
+    assert values.keys() <= DESCRIPTIONS.keys()
     lines = format_grade(values).splitlines()
     assert [line.split()[0] for line in lines] == list(values)
     assert next(line for line in lines if line.startswith("hull_deficit")).split()[1] == "-"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from corrdream.__main__ import main as corrdream
+from sweeps.dashboard import main as dashboard
 from sweeps.folders import create_sweep
 from sweeps.jobs import new_job
 from sweeps.options import parse
@@ -86,6 +87,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, released: list[str], sma
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # wandb-workspaces, when it is imported
 @pytest.mark.parametrize("command", readme_commands())
 def test_command_runs(
     command: str, workspace: Path, released: list[str], small: list[str], monkeypatch: pytest.MonkeyPatch
@@ -112,7 +114,9 @@ def test_command_runs(
             assert sweep([*planned, *(released if any("mvdream" in word for word in rest) else small)]) == 0
         case ["python", "-m", "tests.benchmarks", kinds]:  # each runs in test_benchmarks
             assert [parse_benchmark([kind]).what for kind in kinds.split("|")] == ["step", "parts", "cpu"]
-        case ["make", target]:
+        case ["python", "sweeps/dashboard.py", *rest]:
+            assert dashboard(rest) == 0
+        case ["make", target, *_]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         case ["pytest", file, option, _]:
             assert (ROOT / file).is_file()

@@ -171,7 +171,9 @@ def test_previews_hold_the_views_and_the_matches_before_them(finished: Path) -> 
 
 def test_a_finished_run_gets_its_strips_and_no_grade_without_a_truth(finished: Path, tmp_path: Path) -> None:
     trainer, run = open_run(copy_of(finished, tmp_path / "run"))
-    assert finish_run(trainer, run) == {}
+    measured = finish_run(trainer, run)
+    assert "match_residual" in measured
+    assert "viou_solid" not in measured
     assert {"turntable.png", "normals.png"} <= {path.name for path in run.path.iterdir()}
     assert not run.grade.exists()
 
