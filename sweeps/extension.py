@@ -16,6 +16,9 @@ DECIDING = (
     "prompts",
     "seeds",
     "max_steps",
+    "search",
+    "num_samples",
+    "scheduler",
     "overrides",
 )  # options that decide which trials there are
 FREE = ("prompt", "seed")  # keys that differ from trial to trial

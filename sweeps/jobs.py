@@ -147,7 +147,7 @@ def _new_folder(arguments: argparse.Namespace, grid_name: str) -> SweepFolder:
 def find_sweep(arguments: argparse.Namespace) -> SweepFolder:
     """Where the sweep lies that --resume or --extend names; SweepError if it is not there or options do not fit."""
     if arguments.resume:
-        fixed = ("name", *DECIDING, "search", "num_samples", "scheduler")
+        fixed = ("name", *DECIDING)
         given = [f"--{name.replace('_', '-')}" for name in fixed if name != "overrides" and getattr(arguments, name)]
         if given := [*given, *arguments.overrides]:
             raise SweepError(
