@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 export PYTHONNOUSERSITE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup sweep test check test-cluster chaos format constraints clean
+.PHONY: setup sweep test check test-slow test-cluster chaos format constraints clean
 
 setup: $(READY)
 
@@ -35,6 +35,10 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(PYTEST)
+
+# What takes minutes: faults into real sweeps, object stores, released configurations, benchmarks.
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
 
 # Several hosts on this machine, as root; what they leave behind is a failure.
 test-cluster: $(READY)

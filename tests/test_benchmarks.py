@@ -11,6 +11,8 @@ from tests.benchmarks.priors import teraflops
 from tests.benchmarks.step import limits, whole_run_minutes
 from tests.mvdream_files import tiny_shape
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--tiny", "--repeats", "2", "--warmup", "1"]
 
 

@@ -32,6 +32,8 @@ from sweeps.summary import tracking_of
 from tests.faults import fill_disk, kill_with, newest_checkpoint, plant_bomb, steps_done, tear, wait_until, worker_of
 from tests.sweep_folders import plan_sweep, tiny_overrides
 
+pytestmark = pytest.mark.slow
+
 GPU_HOLDS = 1100  # rays: those of 16 px a side fit, those of 24 px do in quarters, those of 80 px do not
 UNGRADED = "snowman red"
 STEPS = {"hurt": 300, "memory": 12, "no_memory": 12, "diverging": 12, "full": 20000}

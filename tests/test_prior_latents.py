@@ -5,13 +5,13 @@ import torch
 from corrdream.prior.latents import images_to_latents, latents_to_images, resize_images
 
 
-def test_a_block_of_four_pixels_becomes_the_channels_of_one_place() -> None:
-    image = torch.zeros(1, 4, 4, 3)
+def test_a_block_of_sixteen_pixels_becomes_the_channels_of_one_place() -> None:
+    image = torch.zeros(1, 8, 8, 3)
     image[0, 0, 1, 2] = 1.0  # row 0, column 1, blue
     latents = images_to_latents(image)
-    assert latents.shape == (1, 12, 2, 2)
-    expected = -torch.ones(12)
-    expected[2 * 4 + 1] = 1.0  # colors outermost, then row and column within the block
+    assert latents.shape == (1, 48, 2, 2)
+    expected = -torch.ones(48)
+    expected[2 * 16 + 1] = 1.0  # colors outermost, then row and column within the block
     torch.testing.assert_close(latents[0, :, 0, 0], expected)
     assert (latents[0, :, 1:, :] == -1).all()
 
@@ -22,7 +22,7 @@ def test_images_survive_the_way_there_and_back() -> None:
 
 
 def test_decoding_cuts_what_no_image_holds() -> None:
-    latents = torch.full((1, 12, 2, 2), 1.5)
+    latents = torch.full((1, 48, 2, 2), 1.5)
     assert (latents_to_images(latents) == 1).all()
     assert (latents_to_images(-latents) == 0).all()
 

@@ -10,6 +10,8 @@ from sweeps.folders import SweepFolder, load_sweep
 from sweeps.run import main as sweep
 from tests.mvdream_files import released_overrides, small_blocks_shape, write_checkpoint
 
+pytestmark = pytest.mark.slow
+
 CONFIG = "configs/corr-mvdream-sd21-shading.yaml"
 ROOT = Path(__file__).parent.parent
 WITHOUT_TRUTH = ("hull_gap", "floater_share", "fuzziness", "z_variance", "saturation_distance", "contrast_ratio")

@@ -26,6 +26,7 @@ from sweeps.run import main
 from tests.sweep_folders import RESCALE, STEPS, WINDOW, write_grid
 
 ROOT = Path(__file__).parent.parent
+WARNINGS = "default,ignore::ResourceWarning"  # W&B leaves temporary folders to the end of the interpreter
 KILL_WORKER_AT, KILL_DRIVER_AT = 65, 90
 
 
@@ -59,7 +60,7 @@ class Story:
 @contextmanager
 def running_driver(words: list[str], cwd: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A driver in a session of its own, ended when the test is."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONWARNINGS": "default"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONWARNINGS": WARNINGS}
     with output.open("wb") as file:
         process = subprocess.Popen(
             words, cwd=cwd, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True

@@ -21,6 +21,8 @@ from tests.object_server import object_server
 from tests.sweep_folders import RESCALE, STEPS, write_grid
 from tests.test_sweep import ROOT, is_alive, running_driver, wait_until
 
+pytestmark = pytest.mark.slow
+
 KILL_DRIVER_AT = 60
 AWAY_SECONDS = 6.0
 
