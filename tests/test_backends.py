@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from corrdream import doctor
 from corrdream.backends import EXTRA, MissingBackendError, require
 
 
@@ -54,3 +55,4 @@ def test_extras_that_errors_point_to_exist() -> None:
     for package, extra in EXTRA.items():
         section = pyproject.split("[project.optional-dependencies]")[1].split(f"\n{extra} = ")[1].split("\n]")[0]
         assert package in section or package.replace("cudann", "-cuda-nn") in section
+        assert package in doctor.USE

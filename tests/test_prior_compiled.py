@@ -71,17 +71,18 @@ def test_compiled_function_equals_the_plain_one_with_its_gradient() -> None:
             (expected,) = torch.autograd.grad(theirs[0].square().sum() + theirs[1], x)
             (gradient,) = torch.autograd.grad(ours[0].square().sum() + ours[1], x)
             torch.testing.assert_close(gradient, expected)
-    assert prepared.compilation == "full", "no fallback"
+    assert not prepared.failed
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compilation", ["graph", "full"])
 def test_prepared_prior_equals_the_plain_one_on_the_gpu(compilation: str) -> None:
     prior = make_prior(compilation, "cuda")
-    assert_same(prior, make_prior("off", "cuda"), 1e-3)  # TF32 in convolutions
+    assert_same(prior, make_prior("off", "cuda"), 2e-3)  # TF32 in convolutions
     half = make_prior(compilation, "cuda", torch.float16)
     assert_same(half, make_prior("off", "cuda", torch.float16), 2e-2)
-    assert half._autoencoder.moments.compilation == compilation, "no fallback"
+    prepared = [half._autoencoder.moments, *half._unet._predictions.values(), *half._unet._features.values()]
+    assert not any(one.failed for one in prepared)
 
 
 @pytest.mark.gpu
@@ -117,20 +118,22 @@ def test_graph_mode_prepares_each_shape_once() -> None:
 def test_failed_preparation_is_said_aloud_and_the_function_runs(caplog: pytest.LogCaptureFixture) -> None:
     calls = []
 
+    @torch.compiler.disable
     def fails_first(x: Tensor) -> tuple[Tensor]:
         calls.append(1)
         if len(calls) == 1:
             raise RuntimeError("no compiler\nand a long trace")
         return (x,)
 
-    prepared = PreparedFunction(fails_first, "the network", "graph")
+    prepared = PreparedFunction(fails_first, "the network", "full")
     with caplog.at_level(logging.WARNING):
         assert prepared(torch.ones(1))[0].item() == 1
     (record,) = caplog.records
-    assert "the network cannot be prepared and runs as it is" in record.message
+    assert "the network cannot be compiled, so it is slower" in record.message
     assert record.message.endswith("no compiler")
-    assert prepared.compilation == "off"
-    assert prepared(torch.ones(1))[0].item() == 1
+    assert prepared.failed == {"compiled"}
+    assert prepared(torch.ones(2))[0].tolist() == [1, 1], "another shape is not tried again"
+    assert len(calls) == 3
 
 
 def test_a_fault_of_the_call_itself_is_not_hidden() -> None:

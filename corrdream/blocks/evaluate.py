@@ -60,7 +60,6 @@ def summarize_samples(found: list[SampleQuality]) -> dict[str, float]:
         "color_accuracy": sum(quality.colors_right for quality in named) / max(num_colors, 1),
         "all_colors_right": fmean(quality.colors_right == quality.colors_named for quality in named) if named else 1.0,
         "hull_iou": fmean(quality.hull_iou for quality in found),
-        "best_hull_iou": fmean(quality.best_hull_iou for quality in found),
         "solid_iou": fmean(quality.solid_iou for quality in found),
         "ceiling_iou": fmean(quality.ceiling_iou for quality in found),
     }

@@ -2,8 +2,7 @@
 
 Samples are drawn from four canonical cameras. The object is what differs from the background, which is estimated from
 an image's border. Its visual hull is compared with the hull of the true silhouettes, and with the truth's solid, which
-no hull of four views from the side reaches (`ceiling_iou`). As the prior is free to draw the object a little nearer or
-farther (training's distances vary), the hull is also carved at several distances and the best one told.
+no hull of four views from the side reaches (`ceiling_iou`).
 """
 
 import math
@@ -19,6 +18,7 @@ from corrdream.blocks.image_measures import nearest_colors
 from corrdream.blocks.measures import solid, volumetric_iou, voxel_centers
 from corrdream.blocks.render import render_geometry
 from corrdream.blocks.shapes import Shape, pack_shapes, signed_distance
+from corrdream.blocks.training_data import DISTANCE_SHARE
 from corrdream.blocks.vocabulary import COLORS
 from corrdream.cameras import orbit_cameras, project
 from corrdream.interfaces import MultiviewPrior
@@ -26,8 +26,6 @@ from corrdream.prior.sampling import sample_views
 from corrdream.structures import CameraBatch
 
 ELEVATION, FOVY = 15.0, 40.0  # degrees, in the middle of training's cameras
-DISTANCE_SHARES = (0.80, 0.85, 0.90, 0.95, 1.00)  # times 1 / tan(fovy / 2); training draws from this range
-NOMINAL_SHARE = 0.90
 RESOLUTION = 48  # voxels a side of the hull
 BACKGROUND_GAP = 0.12  # largest channel difference within the background
 PATTERN_SHARE = 0.10  # of a part's pixels that must show each of its colors, where it has several
@@ -41,9 +39,8 @@ class SampleQuality:
     caption: str
     colors_right: int
     colors_named: int
-    hull_iou: float  # with the hull of the true silhouettes, at the nominal distance
-    best_hull_iou: float  # the same at the distance that fits best
-    solid_iou: float  # of that best hull with the true solid
+    hull_iou: float  # of the samples' hull with the hull of the true silhouettes
+    solid_iou: float  # of the samples' hull with the true solid
     ceiling_iou: float  # of the hull of the true silhouettes with the true solid
 
 
@@ -56,7 +53,7 @@ def measure_samples(
     generator: torch.Generator,
 ) -> list[SampleQuality]:
     """Quality of samples for each shape's caption."""
-    cameras = canonical_cameras(prior.num_views, prior.image_size, NOMINAL_SHARE)
+    cameras = canonical_cameras(prior.num_views, prior.image_size)
     images = sample_views(
         prior,
         [shape.caption for shape in shapes],
@@ -72,35 +69,32 @@ def measure_sample(shape: Shape, images: Float[Tensor, "V H W 3"]) -> SampleQual
     """Quality of one caption's samples; the truth is rendered on the images' device."""
     num_views, size = images.shape[:2]
     packed = pack_shapes([shape]).to(images.device)
-    cameras = canonical_cameras(num_views, size, NOMINAL_SHARE)
+    cameras = canonical_cameras(num_views, size)
     buffer = render_geometry(
         packed, replace(cameras, c2w=cameras.c2w.to(images.device), intrinsics=cameras.intrinsics.to(images.device))
     )
     part, true_mask = buffer.part.cpu(), buffer.mask.cpu().numpy()
     images = images.cpu()
     foreground = np.stack([foreground_mask(image) for image in images.numpy()])
-    hulls = [visual_hull(foreground, canonical_cameras(num_views, size, share)) for share in DISTANCE_SHARES]
+    hull = visual_hull(foreground, cameras)
     centers = torch.from_numpy(voxel_centers(RESOLUTION)).to(packed.center.device)
     occupied = signed_distance(packed, centers[None])[0].reshape((RESOLUTION,) * 3) < 0
     truth = solid(occupied.cpu().numpy())
     true_hull = visual_hull(true_mask, cameras)
-    ious = [volumetric_iou(hull, true_hull) for hull in hulls]
-    best = int(np.argmax(ious))
     right = [is_color_right(shape, name, color, images, part) for name, color in shape.named_colors]
     return SampleQuality(
         caption=shape.caption,
         colors_right=sum(right),
         colors_named=len(right),
-        hull_iou=ious[DISTANCE_SHARES.index(NOMINAL_SHARE)],
-        best_hull_iou=ious[best],
-        solid_iou=volumetric_iou(hulls[best], truth),
+        hull_iou=volumetric_iou(hull, true_hull),
+        solid_iou=volumetric_iou(hull, truth),
         ceiling_iou=volumetric_iou(true_hull, truth),
     )
 
 
-def canonical_cameras(num_views: int, size: int, distance_share: float) -> CameraBatch:
+def canonical_cameras(num_views: int, size: int) -> CameraBatch:
     """Cameras around the object, the first in front of it."""
-    distance = distance_share / math.tan(math.radians(FOVY) / 2)
+    distance = DISTANCE_SHARE / math.tan(math.radians(FOVY) / 2)
     return orbit_cameras(num_views, elevation_deg=ELEVATION, distance=distance, fovy_deg=FOVY, height=size, width=size)
 
 

@@ -27,12 +27,13 @@ from corrdream.structures import CameraBatch
 NUM_SETS = 2  # base and twin
 ELEVATION_RANGE = (0.0, 30.0)  # degrees, as MVDream's renders
 FOVY_RANGE = (15.0, 60.0)  # degrees
-DISTANCE_RANGE = (0.8, 1.0)  # over tan(fovy / 2)
+DISTANCE_SHARE = (
+    0.9  # over tan(fovy / 2); MVDream draws it from 0.8..1, unseen by its network, which leaves the size free
+)
 TWIN_RANGE = (10.0, 30.0)  # degrees of azimuth, to either side
 LIGHT_DISTANCE_RANGE = (0.8, 1.5)  # threestudio's, as distillation lights its renders
 AMBIENT_RANGE = (0.2, 1.0)
 ALBEDO_SHARE = 0.25  # of objects shown without shading
-TEXTURELESS_SHARE = 0.04  # of the other objects shown white, as distillation sometimes renders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +111,7 @@ def draw_cameras(
     views = torch.arange(num_views, device=generator.device) * (2 * math.pi / num_views)
     azimuth = (torch.stack([start, start + turn], dim=1)[:, :, None] + views).flatten()
     fovy = uniform(generator, num_objects, *_radians(FOVY_RANGE))
-    distance = uniform(generator, num_objects, *DISTANCE_RANGE) / torch.tan(fovy / 2)
+    distance = DISTANCE_SHARE / torch.tan(fovy / 2)
     elevation = uniform(generator, num_objects, *_radians(ELEVATION_RANGE))
     fovy, distance, elevation = (_every_view(value, num_views) for value in (fovy, distance, elevation))
     position = spherical_position(azimuth, elevation, distance)
@@ -143,7 +144,6 @@ def render_view_sets(
     ambient = uniform(generator, num_objects, *AMBIENT_RANGE)
     is_albedo = uniform(generator, num_objects, 0.0, 1.0) < ALBEDO_SHARE
     ambient = torch.where(is_albedo, 1.0, ambient)
-    is_textureless = ~is_albedo & (uniform(generator, num_objects, 0.0, 1.0) < TEXTURELESS_SHARE)
     offset = torch.randn(num_objects, 3, generator=generator, device=generator.device)
     light_distance = uniform(generator, num_objects, *LIGHT_DISTANCE_RANGE)
     towards_light = F.normalize(cameras.c2w[:, :3, 3] + _every_view(offset, num_views), dim=-1)
@@ -154,8 +154,9 @@ def render_view_sets(
         ambient=_every_view(ambient, num_views)[:, None].expand(-1, 3),
         diffuse=_every_view(1 - ambient, num_views)[:, None].expand(-1, 3),
     )
-    base = torch.where(_every_view(is_textureless, num_views)[:, None, None, None], 1.0, buffer.albedo)
-    colors = torch.where(buffer.mask[..., None], base * light, _every_view(background, num_views)[:, None, None])
+    colors = torch.where(
+        buffer.mask[..., None], buffer.albedo * light, _every_view(background, num_views)[:, None, None]
+    )
     return ViewSets(
         images=box_average(colors, supersample),
         mask=surface.mask,

@@ -1,8 +1,8 @@
 """A frozen network's calls made fast where their shapes repeat: compiled, and replayed as CUDA graphs.
 
 The first call of each shape prepares it, which takes seconds (full) or less (graph) and is logged. What cannot be
-compiled runs as it is, with a warning. Compiled code is kept in CORRDREAM_CACHE, or where TORCHINDUCTOR_CACHE_DIR says;
-processes that share the directory share the work.
+compiled or captured does without, with a warning. Compiled code is kept in CORRDREAM_CACHE, or where
+TORCHINDUCTOR_CACHE_DIR says; processes that share the directory share the work.
 """
 
 import logging
@@ -35,6 +35,7 @@ class PreparedFunction:
         self.compilation: Compilation = compilation
         self.seconds: dict[str, float] = {}  # spent on each shape
         self._versions: dict[Hashable, TensorFunction] = {}
+        self.failed: set[str] = set()  # ways to improve it that do not work here
 
     def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         """What the function returns, in tensors of the caller's own."""
@@ -42,49 +43,63 @@ class PreparedFunction:
             return self.function(*arguments)
         key = _key(arguments)
         if key not in self._versions:
+            start = time.monotonic()
             self._versions[key] = self._prepare(arguments)
+            shape = "x".join(map(str, arguments[0].shape))
+            self.seconds[shape] = time.monotonic() - start
+            log.info("Prepared %s for %s (%s) in %.1f s.", self.name, shape, self.compilation, self.seconds[shape])
         return self._versions[key](*arguments)
 
     def _prepare(self, arguments: tuple[Tensor, ...]) -> TensorFunction:
-        start = time.monotonic()
-        try:
-            version = self._version(arguments)
-        except RuntimeError as error:  # compilers and capture raise many kinds, all of them this one's children
-            log.warning(
-                "%s cannot be prepared and runs as it is, which is slower; prior.compile=off says nothing of it. "
-                "The cause: %s",
-                self.name,
-                str(error).strip().split("\n")[0],
-            )
-            self.compilation = "off"
-            return self.function
-        shape = "x".join(map(str, arguments[0].shape))
-        self.seconds[shape] = time.monotonic() - start
-        log.info("Prepared %s for %s (%s) in %.1f s.", self.name, shape, self.compilation, self.seconds[shape])
-        return version
-
-    def _version(self, arguments: tuple[Tensor, ...]) -> TensorFunction:
+        """The function, compiled and captured as far as that goes."""
         version = self.function
         if self.compilation == "full":
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache() / "compiled"))
-            version = torch.compile(self.function, dynamic=False)
-        with_gradient = torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments)
-        detached = [argument.detach().requires_grad_(argument.requires_grad) for argument in arguments]
-        outputs = version(*detached)
-        if with_gradient:
-            # The backward pass is compiled when it is first needed: here, where a failure can be caught.
-            variables = [argument for argument in detached if argument.requires_grad]
-            torch.autograd.grad(outputs, variables, [torch.ones_like(output) for output in outputs])
+            version = self._improve(version, "compiled", lambda plain: _compile(plain, arguments))
+        if not _needs_gradient(arguments) and arguments[0].device.type == "cuda":
+            version = self._improve(version, "captured", lambda plain: CapturedCall(plain, arguments))
+        return version
+
+    def _improve(
+        self, version: TensorFunction, how: str, improve: Callable[[TensorFunction], TensorFunction]
+    ) -> TensorFunction:
+        """The improved version; the given one, with a warning, where that fails."""
+        if how in self.failed:
             return version
-        return CapturedCall(version, arguments) if arguments[0].device.type == "cuda" else version
+        try:
+            return improve(version)
+        except RuntimeError as error:  # compilers and capture raise many kinds, all of them this one's children
+            self.failed.add(how)
+            log.warning(
+                "%s cannot be %s, so it is slower; prior.compile=off says nothing of it. The cause: %s",
+                self.name,
+                how,
+                str(error).strip().split("\n")[0],
+            )
+            return version
+
+
+def _compile(function: TensorFunction, arguments: tuple[Tensor, ...]) -> TensorFunction:
+    """The compiled function, called once: that is when it is compiled."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache() / "compiled"))
+    version = torch.compile(function, dynamic=False)
+    detached = [argument.detach().requires_grad_(argument.requires_grad) for argument in arguments]
+    outputs = version(*detached)
+    if _needs_gradient(arguments):
+        # The backward pass is compiled when it is first needed: here, where a failure can be caught.
+        variables = [argument for argument in detached if argument.requires_grad]
+        torch.autograd.grad(outputs, variables, [torch.ones_like(output) for output in outputs])
+    return version
+
+
+def _needs_gradient(arguments: tuple[Tensor, ...]) -> bool:
+    return torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments)
 
 
 def _key(arguments: tuple[Tensor, ...]) -> Hashable:
     """What a version depends on."""
     device = arguments[0].device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    with_gradient = torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments)
-    return autocast, with_gradient, *((tuple(argument.shape), argument.dtype) for argument in arguments)
+    return autocast, _needs_gradient(arguments), *((tuple(argument.shape), argument.dtype) for argument in arguments)
 
 
 class CapturedCall:
@@ -93,9 +108,22 @@ class CapturedCall:
     def __init__(self, function: TensorFunction, arguments: tuple[Tensor, ...]) -> None:
         self._arguments = tuple(argument.detach().clone() for argument in arguments)
         self._graph = torch.cuda.CUDAGraph()
-        # Results are copied out before another graph runs, so all graphs may work in the same memory.
-        with torch.cuda.graph(self._graph, pool=_memory_pool(), capture_error_mode="thread_local"):
-            self._results = function(*self._arguments)
+        self._warm_up(function)
+        try:
+            # Results are copied out before another graph runs, so all graphs may work in the same memory.
+            with torch.cuda.graph(self._graph, pool=_memory_pool(), capture_error_mode="thread_local"):
+                self._results = function(*self._arguments)
+        except RuntimeError:
+            _memory_pool.cache_clear()  # a pool of which a capture failed takes no other
+            raise
+
+    def _warm_up(self, function: TensorFunction) -> None:
+        """What happens at first calls and cannot be captured: kernels are loaded and chosen, workspaces made."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            function(*self._arguments)
+        torch.cuda.current_stream().wait_stream(stream)
 
     def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         """The results of these arguments."""
