@@ -193,6 +193,8 @@ class CorrespondenceConfig:
         10.0,
         30.0,
     )  # azimuth of the twin views, degrees
+    # what is matched: the prior's activations, or (truth) the true shape's own surface, known for the built-in prompts
+    features: Literal["prior", "truth"] = "prior"
     feature_blocks: tuple[int, ...] = (5, 3)  # up-block outputs in forward order, finest first
     timestep: int = 0
     edge_kernel: int = 3
@@ -391,6 +393,11 @@ def check_config(config: Config) -> None:
         raise ConfigError(
             f"prior.attention={config.prior.attention} needs prior.kind=mvdream, got {config.prior.kind}, "
             "which chooses for itself."
+        )
+    if config.correspondence.features == "truth" and config.prior.kind != "blocks":
+        raise ConfigError(
+            "correspondence.features=truth needs the true shape, so prior.kind=blocks, got "
+            f"prior.kind={config.prior.kind}; use correspondence.features=prior."
         )
     if config.prior.compile in ("full", "graph") and config.prior.kind == "mvdream_package":
         raise ConfigError(

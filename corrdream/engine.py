@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from corrdream.acceleration import choose_backends
 from corrdream.backends import MissingBackendError
+from corrdream.blocks.true_features import TrueFeatures
 from corrdream.checkpoint import Checkpoint, file_fingerprint, fingerprint, load_checkpoint, sources_fingerprint
 from corrdream.config import Config, ConfigError, config_to_dict
 from corrdream.correspondence import StreamedMatching
@@ -208,6 +209,7 @@ def build(config: Config, *, prior: MultiviewPrior | None = None, device: torch.
         matching=StreamedMatching(),
         optimizer=build_optimizer(config, scene),
         device=device,
+        true_features=TrueFeatures(config.prompt) if config.correspondence.features == "truth" else None,
     )
 
 

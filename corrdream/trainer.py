@@ -89,7 +89,9 @@ class Trainer:
         matching: Matching,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
+        true_features: Callable[[CameraBatch], Float[Tensor, "B C H W"]] | None = None,
     ) -> None:
+        """`true_features` are matched instead of the prior's."""
         self.config = config
         self.prior = prior
         self.scene = scene
@@ -97,6 +99,7 @@ class Trainer:
         self.matching = matching
         self.optimizer = optimizer
         self.device = device
+        self.true_features = true_features
         self.step = 0
         self.ray_chunk: int | None = None  # rays rendered at a time; None: all. Costs time; results equal to rounding
         self.match_view: MatchView | None = None  # for the next preview; no part of the state
@@ -224,6 +227,8 @@ class Trainer:
         self, images: RenderOutput, twin: RenderOutput, cameras: CameraBatch, twin_cameras: CameraBatch
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The prior's text-conditioned activations for both view sets, under the same noise."""
+        if self.true_features is not None:
+            return [self.true_features(cameras)], [self.true_features(twin_cameras)]
         config = self.config.correspondence
         latents = self.encode(torch.cat([images.rgb, twin.rgb]))
         noise = self.draw_noise(latents[: len(latents) // 2])
