@@ -11,7 +11,17 @@ from typing import Any
 import corrdream
 from sweeps.folders import PlannedTrial
 from sweeps.grids import Grid
-from sweeps.parameters import Choice, GridError, Parameter, Setting, all_settings, describe, leaf, value_of
+from sweeps.parameters import (
+    Choice,
+    GridError,
+    Parameter,
+    Setting,
+    all_settings,
+    describe,
+    leaf,
+    refuse_repeats,
+    value_of,
+)
 from sweeps.results import measurable_goal
 from sweeps.schedulers import Fifo, Pbt
 
@@ -38,6 +48,7 @@ def expand(grid: Grid, overrides: Sequence[str] = ()) -> list[Trial]:
     compares settings.
     """
     _refuse_override_of_parameter(grid, overrides)
+    grid = _with_whole_prompts(grid, overrides)
     base = corrdream.config_to_dict(base_config(grid, overrides))
     if grid.search == "optuna":  # what it will suggest lies between these
         for setting in all_settings(grid.parameters):
@@ -70,6 +81,17 @@ def trials_of(settings: Sequence[Setting], base: Mapping[str, Any], grid: Grid) 
         name = f"{'_'.join(map(_slug, parts))[:MAX_NAME]}_{known[:8]}"
         trials[known] = Trial(name=name, labels=labels, prompt=prompt, seed=seed, config=config, identity=known)
     return list(trials.values())
+
+
+def _with_whole_prompts(grid: Grid, overrides: Sequence[str]) -> Grid:
+    """The grid with each `lib:WORDS` replaced by the prompt that a single run would take from its library."""
+    whole = [
+        base_config(dataclasses.replace(grid, prompts=(prompt,)), overrides).prompt
+        if prompt.startswith(corrdream.LIBRARY_PREFIX)
+        else prompt
+        for prompt in grid.prompts
+    ]
+    return dataclasses.replace(grid, prompts=tuple(refuse_repeats(whole, f"grid {grid.name}: prompts")))
 
 
 def _check_prompts(grid: Grid, configs: Sequence[corrdream.Config]) -> None:
@@ -123,6 +145,8 @@ def base_config(grid: Grid, overrides: Sequence[str] = ()) -> corrdream.Config:
     texts = [f"{key}={json.dumps(value)}" for key, value in layers.items()]
     try:
         return corrdream.load_config([grid.config], [*texts, *overrides])
+    except corrdream.PromptError as error:
+        raise GridError(f"grid {grid.name}: prompts: {error}") from error
     except ValueError as error:
         raise GridError(f"grid {grid.name}: the base: {error}") from error
 
