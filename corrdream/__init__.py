@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from corrdream.engine import check_prompt as check_prompt
     from corrdream.engine import fingerprints as fingerprints
     from corrdream.engine import identity as identity
+    from corrdream.learned_metrics import precision_in_pool as precision_in_pool
     from corrdream.out_of_memory import explain_out_of_memory as explain_out_of_memory
     from corrdream.out_of_memory import smaller_ray_chunk as smaller_ray_chunk
     from corrdream.outputs import finish_run as finish_run
@@ -45,6 +46,7 @@ _HOMES = {
     "runs": ("RunError", "check_folder", "open_run"),
     "out_of_memory": ("explain_out_of_memory", "smaller_ray_chunk"),
     "outputs": ("finish_run", "grade", "measure"),
+    "learned_metrics": ("precision_in_pool",),
     "prompts": ("LIBRARY_PREFIX",),
     "checkpoint": ("CheckpointError", "fingerprint"),
     "tracking": ("Tracker",),

@@ -22,7 +22,7 @@ from sweeps.parameters import (
     refuse_repeats,
     value_of,
 )
-from sweeps.results import measurable_goal
+from sweeps.results import AT_END, measurable_goal
 from sweeps.schedulers import Fifo, Pbt
 
 CHOSEN_BY_OPTION = {"prompt": "--prompts", "seed": "--seeds"}
@@ -106,6 +106,8 @@ def _check_metric(grid: Grid, configs: Sequence[corrdream.Config]) -> None:
     """Where settings are compared midway, there is something to compare."""
     if isinstance(grid.scheduler, Fifo):
         return
+    if grid.metric in AT_END:
+        raise GridError(f"grid {grid.name}: {grid.metric} is measured at the end only; choose another metric, or fifo.")
     first = grid.scheduler.rungs[0]
     for config in configs:
         metric, _ = measurable_goal(grid.metric, grid.mode, has_truth=config.prior.kind == "blocks")

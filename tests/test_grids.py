@@ -224,6 +224,10 @@ BAD_GRIDS = {
         {"metric": "match_residual", "scheduler": {"kind": "asha", "budget": 20, "grace_period": 3}},
         "match_residual is compared after 3 steps, of which none is a correspondence step",
     ),
+    "a comparison by what is measured at the end": (
+        {"metric": "clip_score", "scheduler": {"kind": "asha", "budget": 20}},
+        "clip_score is measured at the end only",
+    ),
     "asha without a budget": ({"scheduler": {"kind": "asha"}}, "asha needs a budget in steps"),
     "trials of several lengths": (
         {"parameters": {"max_steps": [5, 10]}, "scheduler": {"kind": "asha", "budget": 10}},
