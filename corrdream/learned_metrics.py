@@ -178,7 +178,10 @@ def _clip_embeddings(
     open_clip = require("open_clip", key)
     network = _load(
         f"CLIP {model} ({weights})",
-        lambda: open_clip.create_model(model, pretrained=weights, device=scene.device).eval(),
+        # OpenAI's networks approximate the GELU; open_clip 3 would only warn that the name does not say so.
+        lambda: open_clip.create_model(
+            model, pretrained=weights, device=scene.device, force_quick_gelu=weights == "openai"
+        ).eval(),
     )
     side = network.visual.image_size
     rgb = _render(scene, NUM_VIEWS, size)[0]

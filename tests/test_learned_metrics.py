@@ -162,6 +162,12 @@ class FakeClip(torch.nn.Module):
         return torch.tensor([[1.0, 0.0, 0.0]])
 
 
+def create_clip(model: str, *, pretrained: str, device: torch.device, force_quick_gelu: bool) -> FakeClip:
+    assert (model, pretrained) in CLIP_MODELS.values()
+    assert force_quick_gelu == (pretrained == "openai")
+    return FakeClip()
+
+
 class FakeFeatures(torch.nn.Module):
     """Features of patches are their colors, behind one token of the whole."""
 
@@ -182,7 +188,7 @@ def test_what_fails_while_it_computes_is_skipped_and_the_others_are_measured(
     scene: SceneView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fakes: dict[str, dict[str, Any]] = {
-        "open_clip": {"create_model": lambda *_, **__: FakeClip(), "tokenize": lambda texts: torch.zeros(1, 77).long()},
+        "open_clip": {"create_model": create_clip, "tokenize": lambda texts: torch.zeros(1, 77).long()},
         "timm": {"create_model": lambda *_, **__: FakeFeatures()},
         "lpips": {"LPIPS": lambda *_, **__: FakeLpips()},
     }
