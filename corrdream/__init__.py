@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from corrdream.checkpoint import fingerprint as fingerprint
     from corrdream.config import Config as Config
     from corrdream.config import ConfigError as ConfigError
+    from corrdream.config import PromptError as PromptError
     from corrdream.config import config_to_dict as config_to_dict
     from corrdream.config import load_config as load_config
     from corrdream.config import save_config as save_config
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from corrdream.engine import check_prompt as check_prompt
     from corrdream.engine import fingerprints as fingerprints
     from corrdream.engine import identity as identity
+    from corrdream.learned_metrics import precision_in_pool as precision_in_pool
     from corrdream.out_of_memory import explain_out_of_memory as explain_out_of_memory
     from corrdream.out_of_memory import smaller_ray_chunk as smaller_ray_chunk
     from corrdream.outputs import finish_run as finish_run
     from corrdream.outputs import grade as grade
     from corrdream.outputs import measure as measure
+    from corrdream.prompts import LIBRARY_PREFIX as LIBRARY_PREFIX
     from corrdream.runs import RunError as RunError
     from corrdream.runs import check_folder as check_folder
     from corrdream.runs import open_run as open_run
@@ -38,11 +41,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "backends": ("require",),
-    "config": ("Config", "ConfigError", "config_to_dict", "load_config", "save_config"),
+    "config": ("Config", "ConfigError", "PromptError", "config_to_dict", "load_config", "save_config"),
     "engine": ("build", "build_prior", "check_prompt", "fingerprints", "identity"),
     "runs": ("RunError", "check_folder", "open_run"),
     "out_of_memory": ("explain_out_of_memory", "smaller_ray_chunk"),
     "outputs": ("finish_run", "grade", "measure"),
+    "learned_metrics": ("precision_in_pool",),
+    "prompts": ("LIBRARY_PREFIX",),
     "checkpoint": ("CheckpointError", "fingerprint"),
     "tracking": ("Tracker",),
     "wandb_runs": ("WandbMode", "WandbRun", "explain_wandb_mode", "has_wandb_key", "open_wandb_run", "wandb_mode"),

@@ -1,7 +1,7 @@
 """What a run leaves behind: metrics.jsonl, previews and turntables. The only writer of pictures.
 
 RUN/config.yaml  metrics.jsonl  checkpoints/  previews/step-000100.png  grade.json  quality.json
-    turntable.png  normals.png  turntable.mp4  mesh.glb  tensorboard/  wandb/ (when asked)
+    clip.npz  turntable.png  normals.png  turntable.mp4  mesh.glb  tensorboard/  wandb/ (when asked)
 """
 
 import json
@@ -57,6 +57,11 @@ class RunFolder:
         """Metrics that need no true shape."""
         return self.path / "quality.json"
 
+    @property
+    def embeddings(self) -> Path:
+        """CLIP's of the prompt and of the views, of which a sweep makes R-precision."""
+        return self.path / "clip.npz"
+
     def preview(self, step: int) -> Path:
         """Sheet of the training views at a step."""
         return self.path / "previews" / f"step-{step:06d}.png"
@@ -102,6 +107,13 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes NPZ, atomically."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # savez wants the suffix
+    np.savez_compressed(temporary, allow_pickle=False, **arrays)
     temporary.replace(path)
 
 

@@ -9,6 +9,9 @@ EXTRA = {
     "xformers": "cuda",
     "mvdream": "mvdream",
     "optuna": "search",
+    "open_clip": "metrics",
+    "lpips": "metrics",
+    "timm": "metrics",
 }
 BROKEN = (ImportError, OSError, RuntimeError, AttributeError)  # what a package built for something else raises
 

@@ -7,6 +7,7 @@ draws after it are. Angles are degrees in settings and radians in the cameras.
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, assert_never
 
 import torch
@@ -108,9 +109,7 @@ def place_cameras(settings: CameraSettings, draws: CameraDraws) -> tuple[CameraB
     camera_offset = (2 * draws.camera_perturb - 1) * settings.camera_perturb
     up = draws.up_perturb.new_tensor([0.0, 0.0, 1.0]) + draws.up_perturb * settings.up_perturb
 
-    def each_view(value: Tensor) -> Tensor:
-        return value.repeat_interleave(settings.num_views, dim=0)
-
+    each_view = partial(torch.repeat_interleave, repeats=settings.num_views, dim=0)
     azimuth = _azimuth(settings, draws.azimuth)
     elevation, distance = each_view(elevation), each_view(distance)
     position = spherical_position(azimuth, elevation, distance) + each_view(camera_offset)

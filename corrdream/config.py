@@ -24,6 +24,10 @@ class ConfigError(ValueError):
     """A configuration that cannot be run: names the key, the value and what is accepted."""
 
 
+class PromptError(ConfigError):
+    """A prompt that its library does not have, or has more than once."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PriorConfig:
     """The frozen multi-view diffusion model."""
@@ -306,7 +310,7 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] | Map
     try:
         prompt = prompt_of_library(config.prompt, config.prompt_library)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise PromptError(str(error)) from error
     config = dataclasses.replace(config, prompt=prompt, prompt_library="")
     if config.schedule_steps == 0:
         config = dataclasses.replace(config, schedule_steps=config.max_steps)
@@ -498,6 +502,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Piecewise",
+    "PromptError",
     "Schedule",
     "ScheduleError",
     "Window",

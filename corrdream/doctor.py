@@ -25,6 +25,9 @@ USE = {
     "xformers": "another attention for the MVDream prior; torch's own is the default",
     "mvdream": "MVDream's own code as the prior; the built-in loader needs none of it",
     "optuna": "suggests the next trials of a sweep from the results of earlier ones",
+    "open_clip": "CLIP score and R-precision at the end of a run",
+    "lpips": "A-LPIPS at the end of a run",
+    "timm": "consistency of DINOv2's features at the end of a run",
 }
 OPEN_CLIP = "2.7.0"  # the last that hands MVDream's code tensors in the layout that it expects
 MODELS = ("sd-v2.1-base-4view", "sd-v1.5-4view")

@@ -19,7 +19,6 @@ from corrdream.prior.compiled import Compilation
 from corrdream.prior.mvdream import MvdreamPrior
 from corrdream.prior.mvdream_checkpoint import checkpoint_fingerprint, locate_checkpoint
 from corrdream.prior.mvdream_package import MvdreamPackagePrior
-from corrdream.prompts import PREFIX
 from corrdream.scene import SceneView, load_scene
 from corrdream.scene_building import build_marching, build_optimizer, build_scene
 from corrdream.trainer import Trainer
@@ -127,8 +126,6 @@ def _weights(config: Config) -> Path:
 
 def check_prompt(config: Config) -> None:
     """ConfigError unless the prior can express the prompt."""
-    if config.prompt.startswith(PREFIX):
-        raise ConfigError(f"prompt={config.prompt} names a prompt of a library; a sweep takes whole prompts.")
     match config.prior.kind:
         case "blocks":
             for key, prompt in (("prompt", config.prompt), ("negative_prompt", config.negative_prompt)):

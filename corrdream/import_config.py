@@ -260,10 +260,10 @@ class _Translation:
             self.note("system.guidance.guidance_scale", "use_cfg_scheduling overwrites it")
 
     def _correspondence(self) -> None:
+        self.values |= BUILT_IN_CORRESPONDENCE
         if self.given["system_type"] != CORRESPONDENCE_SYSTEM:
             self.values["correspondence.enabled"] = False
             return
-        self.values |= BUILT_IN_CORRESPONDENCE
         use = "system.loss.use_corr_loss"
         self.values["correspondence.enabled"] = bool(self.take(use, True))
         if not self.values["correspondence.enabled"]:

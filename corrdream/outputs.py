@@ -24,6 +24,7 @@ from corrdream.export import (
     write_mesh,
 )
 from corrdream.interfaces import MultiviewPrior
+from corrdream.learned_metrics import measure_learned
 from corrdream.prior.sampling import sample_views
 from corrdream.quality import measure_quality, select
 from corrdream.rendering import sampling_step
@@ -84,8 +85,11 @@ def summarize_run(scene: SceneView, run: RunFolder, prior: MultiviewPrior) -> di
         found |= graded.to_dict()
         artifacts.write_json(run.grade, graded.to_dict())
     quality = measure_quality(scene, prior, run.read_metrics()).to_dict()
-    artifacts.write_json(run.quality, quality)
-    return found | quality
+    learned = measure_learned(scene, prior.image_size)
+    artifacts.write_json(run.quality, quality | learned.values | {"skipped": learned.skipped})
+    if learned.embeddings:
+        artifacts.write_arrays(run.embeddings, {name: rows.half().numpy() for name, rows in learned.embeddings.items()})
+    return found | quality | learned.values
 
 
 def _grade_scene(scene: SceneView) -> Grade | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from corrdream.camera_sampling import CameraSettings
 from corrdream.config import Config, CorrespondenceConfig
@@ -27,10 +27,7 @@ class StepSettings:
 
 def settings_at(config: Config, step: int, num_views: int) -> StepSettings:
     """The one place where schedules are evaluated; pure."""
-
-    def value(schedule: Any) -> float:
-        return value_at(schedule, step, config.schedule_steps)
-
+    value = partial(value_at, step=step, horizon=config.schedule_steps)
     return StepSettings(
         cameras=_camera_settings(config, step, num_views),
         appearance=AppearanceSettings(
@@ -75,17 +72,12 @@ def _camera_settings(config: Config, step: int, num_views: int) -> CameraSetting
     drawn_at = step - cameras.drawn_ahead
     is_narrow = cameras.progressive_until >= 0 and drawn_at >= 0
     widening = min(1.0, drawn_at / (cameras.progressive_until + 1)) if is_narrow else 1.0
-
-    def widened(bounds: tuple[float, float], center: float) -> tuple[float, float]:
-        low, high = ((1 - widening) * center + widening * bound for bound in bounds)
-        return low, high
-
     return CameraSettings(
         num_views=num_views,
         batch_size=int(value_at(cameras.batch_size, drawn_at, config.schedule_steps)),
         resolution=int(value_at(cameras.resolution, drawn_at, config.schedule_steps)),
-        elevation_range=widened(cameras.elevation_range, cameras.eval_elevation),
-        azimuth_range=widened(cameras.azimuth_range, 0.0),
+        elevation_range=_widened(cameras.elevation_range, cameras.eval_elevation, widening),
+        azimuth_range=_widened(cameras.azimuth_range, 0.0, widening),
         fovy_range=cameras.fovy_range,
         distance_range=cameras.distance_range,
         relative_distance=cameras.relative_distance,
@@ -97,6 +89,12 @@ def _camera_settings(config: Config, step: int, num_views: int) -> CameraSetting
         light_perturb=cameras.light_perturb,
         elevation_sampling=cameras.elevation_sampling,
     )
+
+
+def _widened(bounds: tuple[float, float], center: float, share: float) -> tuple[float, float]:
+    """From the center alone (share 0) to all of the bounds (1)."""
+    low, high = ((1 - share) * center + share * bound for bound in bounds)
+    return low, high
 
 
 def correspondence_settings(config: CorrespondenceConfig) -> CorrespondenceSettings:

@@ -8,7 +8,7 @@ parameters:                          # every combination is a setting; `paramete
     - {label: 25 then 5, value: {progress: [0, 0.5], values: [25, 5], interpolate: hold}}
   method:                            # ... and may set several keys; the parameter's name is then free
     - {label: baseline, set: {correspondence.enabled: false}}
-prompts: [a snowman]                 # every setting is run with every prompt ...
+prompts: [a snowman]                 # every setting is run with every prompt (lib:WORDS of a prompt_library too) ...
 seeds: [0, 1]                        # ... and every seed
 metric: viou_solid                   # what is best; `mode: min` for an error
 search: random                       # or optuna, or grid (the default): where settings come from

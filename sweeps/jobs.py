@@ -5,6 +5,7 @@ import dataclasses
 import re
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -88,15 +89,15 @@ def _plan_sweep(name: str, grid: Grid, arguments: argparse.Namespace) -> Sweep:
     overrides = [*arguments.overrides]
     if arguments.max_steps and grid.scheduler.budget is None:
         overrides.append(f"max_steps={arguments.max_steps}")
+    trials = tuple(map(planned, expand(grid, overrides)))
     base = base_config(grid, overrides)
     metric, mode = measurable_goal(grid.metric, grid.mode, has_truth=base.prior.kind == "blocks")
-    trials = tuple(map(planned, expand(grid, overrides)))
     return Sweep(
         name=name,
         grid=grid.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         commands=[arguments.command],
-        options=_deciding_options(arguments),
+        options=_deciding_options(arguments, trials),
         metric=metric,
         mode=mode,
         default=default_labels(grid, overrides),
@@ -108,11 +109,13 @@ def _plan_sweep(name: str, grid: Grid, arguments: argparse.Namespace) -> Sweep:
     )
 
 
-def _deciding_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def _deciding_options(arguments: argparse.Namespace, trials: Sequence[PlannedTrial]) -> dict[str, Any]:
     """What was asked for, so that it means the same from another working directory; files that ship go by name."""
     options = {name: getattr(arguments, name) for name in DECIDING} | {"grid": arguments.grid or "rescale"}
     if options["grid"].endswith((".yaml", ".yml")):
         options["grid"] = str(Path(options["grid"]).expanduser().resolve())
+    if options["prompts"]:
+        options["prompts"] = list(dict.fromkeys(trial.prompt for trial in trials))  # without their library
     if options["config"]:
         config = find_config(options["config"])
         options["config"] = config.name if config.parent == CONFIGS else str(config)

@@ -19,6 +19,7 @@ from sweeps.results import (
     compare_settings,
     count_faults,
     describe_history,
+    describe_skipped,
     describe_steps,
     format_estimate,
     parameters_of,
@@ -67,7 +68,8 @@ def write_report(path: Path, sweep: Sweep, results: Sequence[Result]) -> None:
         settings=compare_settings(sweep, results),
         logged={result.trial.name: read_rows(result.folder) for result in results},
     )
-    sections = [_head(page), _best(page), _comparison(page), _side_by_side(page), _curves(page), _trials(page)]
+    compared = [_comparison(page), _skipped(page), _side_by_side(page), _curves(page)]
+    sections = [_head(page), _best(page), *compared, _trials(page)]
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head = f"<head>{meta}<title>{escape(sweep.name)}</title><style>{STYLE}</style></head>"
     write_text(path, f'<!doctype html>\n<html lang="en">{head}\n<body>\n{"".join(sections)}\n</body></html>\n')
@@ -129,6 +131,15 @@ def _comparison(page: _Page) -> str:
     if marked is not None:
         note += " Small figures: difference to the default setting (dashed line)."
     return f'<h2>Settings</h2><p class="soft">{note}</p>{_table(page, shown)}<div class="grid2">{charts}</div>\n'
+
+
+def _skipped(page: _Page) -> str:
+    """What was not measured, a line each."""
+    reasons = describe_skipped(page.results)
+    lines = "".join(f"<li>{escape(title)}: {escape(reason)}</li>" for title, reason in reasons.items())
+    return (
+        f'<details><summary>Metrics that were skipped</summary><ul class="soft">{lines}</ul></details>' if lines else ""
+    )
 
 
 def _table(page: _Page, shown: Sequence[Metric]) -> str:

@@ -1,6 +1,7 @@
 """What the trials of a sweep gave: rows read from their folders, results.csv, and the table that compares settings."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+import corrdream
 from sweeps.folders import (
     PlannedTrial,
     Status,
@@ -51,10 +53,14 @@ READ_FILES = (
     "metrics.jsonl",
     "rungs.json",
     "history.json",
+    "clip.npz",
     "turntable.png",
     "normals.png",
 )  # of a trial, by results and report
 RESIDUAL = "correspondence/residual"
+IN_POOL = ("clip_precision", "clip_precision_laion")  # depend on the other prompts of the sweep
+AT_END = (*IN_POOL, "clip_score", "clip_score_laion", "adjacent_lpips", "consistency_error", "consistent_share")
+NO_POOL = "the sweep has one prompt only, or one of which no trial has embeddings"
 METRICS = (
     Metric(key="viou_solid", title="vIoU", better="max"),
     Metric(key="silhouette_iou", title="silhouette IoU", better="max"),
@@ -68,6 +74,13 @@ METRICS = (
     Metric(key="saturation_distance", title="saturation distance", better="min", needs_truth=False),
     Metric(key="contrast_ratio", title="contrast ratio", better="one", digits=2, needs_truth=False),
     Metric(key="match_residual", title="match residual", better="min", digits=2, unit="px", needs_truth=False),
+    Metric(key="clip_score", title="CLIP-S", better="max", needs_truth=False),
+    Metric(key="clip_precision", title="CLIP-R", better="max", needs_truth=False),
+    Metric(key="clip_score_laion", title="CLIP-S (LAION)", better="max", needs_truth=False),
+    Metric(key="clip_precision_laion", title="CLIP-R (LAION)", better="max", needs_truth=False),
+    Metric(key="adjacent_lpips", title="A-LPIPS", better="min", digits=4, needs_truth=False),
+    Metric(key="consistency_error", title="feature consistency error", better="min", digits=4, needs_truth=False),
+    Metric(key="consistent_share", title="consistent features", better="max", needs_truth=False),
     Metric(key="seconds", title="time", better="min", digits=0, unit="s", needs_truth=False),
 )
 
@@ -80,6 +93,7 @@ class Result:
     folder: Path
     status: Status
     metrics: Mapping[str, float]  # of a finished trial, which others can be compared with
+    skipped: Mapping[str, str] = field(default_factory=dict)  # why a metric is missing
     at_rung: Mapping[str, float] = field(default_factory=dict)  # of one that was stopped early, after its steps
     history: Sequence[Mapping[str, Any]] = ()  # `read_history`, of a member of a population
 
@@ -99,7 +113,7 @@ class SettingRow:
 def read_results(sweep: Sweep, folder: SweepFolder) -> list[Result]:
     """Every planned trial as the storage has it now, in the order of the plan."""
     pull_results(folder, sweep.trials)
-    return [read_result(trial, folder.trial(trial.name)) for trial in sweep.trials]
+    return _with_precision([read_result(trial, folder.trial(trial.name)) for trial in sweep.trials])
 
 
 def pull_results(folder: SweepFolder, trials: Sequence[PlannedTrial]) -> None:
@@ -113,8 +127,8 @@ def read_result(trial: PlannedTrial, trial_folder: Path) -> Result:
     """One trial; metrics only where it is finished."""
     status = read_status(trial_folder, trial.identity)
     metrics: dict[str, float] = {}
+    found: dict[str, Any] = {}
     if status.state == "finished":
-        found: dict[str, Any] = {}
         for name in ("grade.json", "quality.json"):
             with suppress(FileNotFoundError, json.JSONDecodeError):  # a prompt without a true shape has no grade
                 found |= json.loads((trial_folder / name).read_text(encoding="utf-8"))
@@ -125,6 +139,7 @@ def read_result(trial: PlannedTrial, trial_folder: Path) -> Result:
         folder=trial_folder,
         status=status,
         metrics=metrics,
+        skipped=found.get("skipped", {}),
         at_rung=at_rung,
         history=read_history(trial_folder) if status.state != "pending" else (),
     )
@@ -136,6 +151,35 @@ def collect_metrics(trial_folder: Path, measured: Mapping[str, Any], seconds: fl
     if "match_residual" not in metrics:  # it was measured midway
         metrics |= match_residual(read_rows(trial_folder))
     return metrics | {"seconds": seconds}
+
+
+def _with_precision(results: Sequence[Result]) -> list[Result]:
+    """The results with CLIP's R-precision, over all prompts of the sweep, where trials have left embeddings."""
+    files = {result.trial.name: result.folder / "clip.npz" for result in results if result.metrics}
+    runs = [result for result in results if (path := files.get(result.trial.name)) and path.is_file()]
+    if not runs:
+        return list(results)
+    pool = list(dict.fromkeys(result.trial.prompt for result in results))
+    found = corrdream.precision_in_pool([(run.trial.prompt, files[run.trial.name]) for run in runs], pool)
+    precision = {run.trial.name: values for run, values in zip(runs, found, strict=True)}
+    return [
+        dataclasses.replace(
+            result,
+            metrics={**result.metrics, **(values := precision[result.trial.name])},
+            skipped={**{key: NO_POOL for key in IN_POOL if key not in values}, **result.skipped},
+        )
+        if result.trial.name in precision
+        else result
+        for result in results
+    ]
+
+
+def describe_skipped(results: Sequence[Result]) -> dict[str, str]:
+    """Why metrics are missing, the first trial's reason for each, by title."""
+    found: dict[str, str] = {}
+    for result in results:
+        found = {**result.skipped, **found}
+    return {metric.title: found[metric.key] for metric in METRICS if metric.key in found}
 
 
 def count_faults(results: Sequence[Result]) -> dict[str, int]:

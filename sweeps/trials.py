@@ -11,8 +11,18 @@ from typing import Any
 import corrdream
 from sweeps.folders import PlannedTrial
 from sweeps.grids import Grid
-from sweeps.parameters import Choice, GridError, Parameter, Setting, all_settings, describe, leaf, value_of
-from sweeps.results import measurable_goal
+from sweeps.parameters import (
+    Choice,
+    GridError,
+    Parameter,
+    Setting,
+    all_settings,
+    describe,
+    leaf,
+    refuse_repeats,
+    value_of,
+)
+from sweeps.results import AT_END, measurable_goal
 from sweeps.schedulers import Fifo, Pbt
 
 CHOSEN_BY_OPTION = {"prompt": "--prompts", "seed": "--seeds"}
@@ -38,6 +48,7 @@ def expand(grid: Grid, overrides: Sequence[str] = ()) -> list[Trial]:
     compares settings.
     """
     _refuse_override_of_parameter(grid, overrides)
+    grid = _with_whole_prompts(grid, overrides)
     base = corrdream.config_to_dict(base_config(grid, overrides))
     if grid.search == "optuna":  # what it will suggest lies between these
         for setting in all_settings(grid.parameters):
@@ -72,6 +83,17 @@ def trials_of(settings: Sequence[Setting], base: Mapping[str, Any], grid: Grid) 
     return list(trials.values())
 
 
+def _with_whole_prompts(grid: Grid, overrides: Sequence[str]) -> Grid:
+    """The grid with each `lib:WORDS` replaced by the prompt that a single run would take from its library."""
+    whole = [
+        base_config(dataclasses.replace(grid, prompts=(prompt,)), overrides).prompt
+        if prompt.startswith(corrdream.LIBRARY_PREFIX)
+        else prompt
+        for prompt in grid.prompts
+    ]
+    return dataclasses.replace(grid, prompts=tuple(refuse_repeats(whole, f"grid {grid.name}: prompts")))
+
+
 def _check_prompts(grid: Grid, configs: Sequence[corrdream.Config]) -> None:
     for prompt, config in product(grid.prompts, configs):
         try:
@@ -84,6 +106,8 @@ def _check_metric(grid: Grid, configs: Sequence[corrdream.Config]) -> None:
     """Where settings are compared midway, there is something to compare."""
     if isinstance(grid.scheduler, Fifo):
         return
+    if grid.metric in AT_END:
+        raise GridError(f"grid {grid.name}: {grid.metric} is measured at the end only; choose another metric, or fifo.")
     first = grid.scheduler.rungs[0]
     for config in configs:
         metric, _ = measurable_goal(grid.metric, grid.mode, has_truth=config.prior.kind == "blocks")
@@ -123,6 +147,8 @@ def base_config(grid: Grid, overrides: Sequence[str] = ()) -> corrdream.Config:
     texts = [f"{key}={json.dumps(value)}" for key, value in layers.items()]
     try:
         return corrdream.load_config([grid.config], [*texts, *overrides])
+    except corrdream.PromptError as error:
+        raise GridError(f"grid {grid.name}: prompts: {error}") from error
     except ValueError as error:
         raise GridError(f"grid {grid.name}: the base: {error}") from error
 

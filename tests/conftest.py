@@ -5,10 +5,17 @@ from pathlib import Path
 import pytest
 
 REFERENCES = Path(__file__).parent / "references"
+# Minutes each: begun first, so that no process is left with one of them at the end.
+LONG_FILES = ("test_sweep", "test_readme", "test_population", "test_extension", "test_asha", "test_trainable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", type=Path, default=REFERENCES, help="directory of reference data to compare with")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first."""
+    items.sort(key=lambda item: LONG_FILES.index(item.path.stem) if item.path.stem in LONG_FILES else len(LONG_FILES))
 
 
 @pytest.fixture(scope="session")

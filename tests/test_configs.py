@@ -1,7 +1,9 @@
 """The files in configs/: all load, every defect has the value its file promises, the released ones run."""
 
 import dataclasses
+import inspect
 import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -100,7 +102,7 @@ def test_released_configurations_keep_the_defects_of_the_data(name: str, key: st
     assert value_of(config_of(name), key) == values[0]
 
 
-@pytest.mark.parametrize("name", CORRESPONDENCE)
+@pytest.mark.parametrize("name", RELEASED)
 @pytest.mark.parametrize(("key", "values"), LOSS_DEFECTS.items(), ids=LOSS_DEFECTS)
 def test_released_configurations_keep_the_defects_of_the_loss(name: str, key: str, values: tuple[Any, Any]) -> None:
     assert value_of(config_of(name), key) == values[0]
@@ -110,6 +112,25 @@ def test_released_configurations_keep_the_defects_of_the_loss(name: str, key: st
 @pytest.mark.parametrize(("key", "values"), (DATA_DEFECTS | LOSS_DEFECTS).items(), ids=DATA_DEFECTS | LOSS_DEFECTS)
 def test_every_other_configuration_mends_them(name: str, key: str, values: tuple[Any, Any]) -> None:
     assert value_of(config_of(name), key) == value_of(Config(), key) == values[1]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in FILES if config_of(path.stem).prior.kind != "blocks"])
+def test_configurations_of_mvdream_read_the_two_released_feature_maps(name: str) -> None:
+    correspondence = config_of(name).correspondence
+    assert (correspondence.feature_blocks, correspondence.timestep) == ((8, 5), 0)
+
+
+def test_the_readme_s_fidelity_table_has_every_defect_with_both_values() -> None:
+    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8").partition("## Fidelity")[2]
+    rows = re.findall(r"^\| (.*?) \|.*`(\w+\.\w+)` = (\S+) \\\| \*\*(\S+)\*\*", text, re.MULTILINE)
+    documented = {key: (released, right) for _, key, released, right in rows}
+    known = DATA_DEFECTS | LOSS_DEFECTS | {"field.normal": ("finite_difference_released", "finite_difference")}
+    assert documented == {key: (str(released), str(right)) for key, (released, right) in known.items()}
+    numbered = {key: found[1] for what, key, _, _ in rows if (found := re.search(r"\((\d+)\)", what))}
+    source = Path(inspect.getfile(Config)).read_text(encoding="utf-8")
+    commented = re.findall(r"# defect (\d+):.*\n    (\w+): Literal", source)
+    assert numbered == {f"correspondence.{name}": number for number, name in commented}
+    assert numbered.keys() == LOSS_DEFECTS.keys()
 
 
 def test_the_table_of_defects_is_complete() -> None:

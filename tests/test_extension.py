@@ -80,6 +80,18 @@ def test_prompts_and_seeds_that_were_given_stay_those_of_a_later_extension(plan:
     assert {(trial.prompt, trial.seed) for trial in later.trials[4:]} == {("a red cone", 0), ("a red cone", 1)}
 
 
+def test_a_sweep_keeps_the_prompts_and_needs_their_library_no_more(
+    plan: Callable[..., Job], grid: Path, tmp_path: Path
+):
+    library = tmp_path / "library.txt"
+    library.write_text("a red cone\na snowman\n")
+    old = plan("--grid", str(grid), "--name", "mine", "--prompts", "lib:snow", f"prompt_library={library}").sweep
+    assert old.options["prompts"] == ["a snowman"]
+    library.unlink()
+    job = plan("--extend", "mine", "--seeds", "1")
+    assert {(trial.prompt, trial.seed) for trial in job.sweep.trials} == {("a snowman", 0), ("a snowman", 1)}
+
+
 def test_another_grid_adds_its_settings_and_the_table_has_a_column_for_each_parameter(
     plan: Callable[..., Job], grid: Path, tmp_path: Path
 ):

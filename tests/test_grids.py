@@ -224,6 +224,10 @@ BAD_GRIDS = {
         {"metric": "match_residual", "scheduler": {"kind": "asha", "budget": 20, "grace_period": 3}},
         "match_residual is compared after 3 steps, of which none is a correspondence step",
     ),
+    "a comparison by what is measured at the end": (
+        {"metric": "clip_score", "scheduler": {"kind": "asha", "budget": 20}},
+        "clip_score is measured at the end only",
+    ),
     "asha without a budget": ({"scheduler": {"kind": "asha"}}, "asha needs a budget in steps"),
     "trials of several lengths": (
         {"parameters": {"max_steps": [5, 10]}, "scheduler": {"kind": "asha", "budget": 10}},
@@ -288,6 +292,46 @@ def test_an_override_that_contradicts_the_grid_is_refused(override: str, message
     with pytest.raises(GridError) as caught:
         expand(load_grid(write_grid(tmp_path)), [override])
     assert message in str(caught.value)
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    path = tmp_path / "library.txt"
+    path.write_text("a red cone on a blue cube\na snowman\na green cone\n")
+    return path
+
+
+def test_a_prompt_of_a_library_is_the_one_that_a_single_run_takes(tmp_path: Path, base: Path, library: Path):
+    path = write_grid(
+        tmp_path, prompts=["lib:cone_blue", "a snowman"], overrides={"prompt_library": str(library), "max_steps": 9}
+    )
+    trials = expand(load_grid(path))
+    assert [trial.prompt for trial in trials] == ["a red cone on a blue cube"] * 2 + ["a snowman"] * 2
+    single = corrdream.load_config(
+        [base], ["prompt=lib:cone_blue", f"prompt_library={library}", "max_steps=9", f"{RESCALE}=0"]
+    )
+    assert trials[0].config == single
+    assert "red-cone" in trials[0].name
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (["a snowman", "lib:snowmen"], "grid mine: prompts: prompt=lib:snowmen names no prompt"),
+        (["lib:snowmen"], "near: a snowman"),
+        (["lib:cone"], "names 2 prompts (a red cone on a blue cube; a green cone)"),
+        (["a snowman", "lib:snow"], "grid mine: prompts has 'a snowman' twice"),
+    ],
+)
+def test_what_is_wrong_with_a_prompt_of_a_library_is_said_before_planning(
+    prompts: list[str], message: str, tmp_path: Path, base: Path, library: Path
+):
+    grid = load_grid(write_grid(tmp_path, prompts=prompts))
+    with pytest.raises(GridError) as caught:
+        expand(grid, [f"prompt_library={library}"])
+    assert message in str(caught.value)
+    with pytest.raises(GridError, match=r"prompts: prompt=lib:snow.* needs prompt_library=FILE"):
+        expand(load_grid(write_grid(tmp_path, prompts=["lib:snow"])))
 
 
 def test_prompts_and_seeds_of_the_command_line_are_checked_the_same_way():

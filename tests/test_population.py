@@ -184,7 +184,7 @@ def test_the_steps_after_a_change_use_the_changed_values_and_all_finish(
     assert "from step 6 on a copy with guidance_rescale=" in format_table(compare_settings(sweep, results))
 
 
-@pytest.mark.parametrize("killed_after", [2, 4, 5, 9])
+@pytest.mark.parametrize("killed_after", [4, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 5, 9))])
 def test_after_a_kill_another_process_reaches_the_same_weights(
     killed_after: int, population: Callable[[str], tuple[Sweep, SweepFolder]]
 ):

@@ -37,7 +37,9 @@ def test_lists_by_name_are_one_library(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prompt", "complaint"),
     [
-        ("lib:cow", "names no prompt"),
+        ("lib:astronot_horses", "names no prompt of prompt_library=.*; near: An astronaut riding a horse"),
+        ("lib:knit_horse", "near: An astronaut riding a horse; A knitted owl; An owl on a horse"),
+        ("lib:zebra", "names no prompt .*; give words that only one prompt has"),
         ("lib:owl", r"names 2 prompts \(A knitted owl; An owl on a horse\)"),
     ],
 )

@@ -16,6 +16,7 @@ from sweeps.dashboard import main as dashboard
 from sweeps.folders import create_sweep
 from sweeps.jobs import new_job
 from sweeps.options import parse
+from sweeps.plan import Measurement
 from sweeps.run import main as sweep
 from tests.benchmarks.__main__ import parse as parse_benchmark
 from tests.mvdream_files import released_overrides, small_blocks_shape, write_checkpoint
@@ -93,6 +94,8 @@ def test_command_runs(
     command: str, workspace: Path, released: list[str], small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workspace)
+    taken = Measurement(seconds_per_step=0.1, start_seconds=1.0, memory_bytes=1e8, checkpoint_bytes=1e6)
+    monkeypatch.setattr("sweeps.plan.measure", lambda *_, **__: taken)  # for real in test_plan
     monkeypatch.setenv("CORRDREAM_CACHE", str(workspace / "cache"))
     last = sorted((workspace / "RUN" / "checkpoints").glob("step-*.safetensors"))[-1]
     words = shlex.split(command.replace("step-....safetensors", last.name))

@@ -7,13 +7,17 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from corrdream.artifacts import write_arrays
 from sweeps.charts import Curve, curve_chart, interval_chart
 from sweeps.folders import Status, Sweep, SweepFolder, load_sweep, write_status
 from sweeps.report import write_report
 from sweeps.results import (
+    AT_END,
     METRICS,
+    NO_POOL,
     compare_settings,
     format_estimate,
     read_result,
@@ -152,8 +156,10 @@ def test_the_page_has_the_best_trial_first_then_settings_pictures_curves_and_eve
     shown = re.findall(r'href="trials/(.*?)/"', page)
     assert shown == [result.trial.name for result in ranked]
     assert "diverged &lt;at&gt; 7" in page
+    absent = {"floaters", "consistent_share"} | {key for key in AT_END if key.startswith("clip")}
     for metric in METRICS:
-        assert (metric.title in page) == (metric.key != "floaters")
+        assert (metric.title in page) == (metric.key not in absent)
+    assert "A-LPIPS: needs lpips &lt;which is not here&gt;</li><li>feature consistency error: needs timm" in page
 
 
 def test_the_page_says_how_each_trial_differs_from_the_base(page: str):
@@ -166,6 +172,21 @@ def test_a_page_of_a_sweep_without_results_can_be_written(finished: tuple[SweepF
     folder = SweepFolder(tmp_path / "nothing")
     write_report(folder.report, sweep, read_results(sweep, folder))
     assert "No trial has a grade yet" in folder.report.read_text()
+
+
+def test_clip_precision_is_among_the_prompts_of_the_sweep(tmp_path: Path):
+    folder, sweep = write_sweep(tmp_path / "two", prompts=PROMPTS[:2], seeds=(0,))
+    own, other = np.eye(2, dtype=np.float16)
+    first, second = (next(trial for trial in sweep.trials if trial.prompt == prompt) for prompt in PROMPTS[:2])
+    write_arrays(folder.trial(first.name) / "clip.npz", {"clip_precision": np.stack([own, own, other, own, own])})
+    (alone,) = (result for result in read_results(sweep, folder) if result.trial == first)
+    assert "clip_precision" not in alone.metrics
+    assert alone.skipped["clip_precision"] == NO_POOL
+    write_arrays(folder.trial(second.name) / "clip.npz", {"clip_precision": np.stack([other, other])})
+    found = {result.trial.name: result for result in read_results(sweep, folder)}
+    assert found[first.name].metrics["clip_precision"] == 0.75
+    assert found[second.name].metrics["clip_precision"] == 1.0
+    assert "clip_precision" not in found[first.name].skipped
 
 
 def test_by_an_error_the_smallest_is_best(finished: tuple[SweepFolder, Sweep], tmp_path: Path):

@@ -174,6 +174,7 @@ def test_a_finished_run_gets_its_strips_and_no_grade_without_a_truth(finished: P
     measured = finish_run(trainer, run)
     assert "match_residual" in measured
     assert "viou_solid" not in measured
+    assert json.loads(run.quality.read_text())["skipped"].keys() >= {"clip_score", "adjacent_lpips"} - measured.keys()
     assert {"turntable.png", "normals.png"} <= {path.name for path in run.path.iterdir()}
     assert not run.grade.exists()
 

@@ -74,7 +74,7 @@ def running_driver(words: list[str], cwd: Path, output: Path) -> Iterator[subpro
 
 
 def wait_until(
-    condition: Callable[[], bool], process: subprocess.Popen[bytes], output: Path, seconds: float = 120
+    condition: Callable[[], bool], process: subprocess.Popen[bytes], output: Path, seconds: float = 300
 ) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

@@ -46,6 +46,11 @@ def run_main(
 WRONG_INPUT = {
     "unknown grid": (["--grid", "rescal"], "did you mean rescale?"),
     "unknown word": (["--prompts", "a snowman", "a red xylophone"], "xylophone"),
+    "no library": (["--prompts", "lib:snow"], "prompts: prompt=lib:snow needs prompt_library=FILE"),
+    "no prompt of the library": (
+        ["--prompts", "lib:astronot", "prompt_library=configs/prompts.txt"],
+        "prompt=lib:astronot names no prompt of prompt_library=configs/prompts.txt; near: An astronaut riding a horse",
+    ),
     "unknown key": (["guidance.rescale=0.3"], "guidance.rescale"),
     "wrong type": (["output.checkpoint_every=often"], "output.checkpoint_every"),
     "wrong value": (["guidance.guidance_scale=-1"], "guidance.guidance_scale must be at least 0"),

@@ -89,14 +89,16 @@ def surface_attributes(
     """Albedo, and the index of the part that is nearest, at points on or near the surface."""
     part = _nearest_part(packed, points)[1]
 
-    def of_part(values: Float[Tensor, "K N C"]) -> Float[Tensor, "K P C"]:
-        return values.gather(1, part[..., None].expand(-1, -1, values.shape[-1]))
+    rotation = _of_parts(packed.rotation.flatten(2), part).unflatten(-1, (3, 3))
+    local = torch.einsum("kpij,kpi->kpj", rotation, points - _of_parts(packed.center, part))
+    lattice = local * _of_parts(packed.pattern_scale, part) + _of_parts(packed.pattern_phase, part)
+    is_second = has_second_color(packed.pattern.gather(1, part), lattice)[..., None]
+    return torch.where(is_second, _of_parts(packed.second_color, part), _of_parts(packed.color, part)), part
 
-    rotation = of_part(packed.rotation.flatten(2)).unflatten(-1, (3, 3))
-    local = torch.einsum("kpij,kpi->kpj", rotation, points - of_part(packed.center))
-    lattice = local * of_part(packed.pattern_scale) + of_part(packed.pattern_phase)
-    is_second = has_second_color(packed.pattern.gather(1, part), lattice)
-    return torch.where(is_second[..., None], of_part(packed.second_color), of_part(packed.color)), part
+
+def _of_parts(values: Float[Tensor, "K N C"], part: Int[Tensor, "K P"]) -> Float[Tensor, "K P C"]:
+    """Each point's part's values."""
+    return values.gather(1, part[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def outward_normal(packed: PackedShapes, points: Float[Tensor, "K P 3"]) -> Float[Tensor, "K P 3"]:

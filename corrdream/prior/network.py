@@ -197,13 +197,10 @@ class PreparedUNet:
         """The network's output, and the activations that are asked for."""
         self.network.check(latents, feature_blocks)
         blocks = tuple(feature_blocks)
-
-        def call(latents: Tensor, timesteps: Tensor, text: Tensor, camera: Tensor) -> tuple[Tensor, ...]:
-            output, kept = self.network(latents, timesteps, text, camera, blocks)
-            return output, *kept
-
         if blocks not in self._predictions:
-            self._predictions[blocks] = PreparedFunction(call, "the UNet", self._compilation)
+            self._predictions[blocks] = PreparedFunction(
+                lambda *inputs: _flat(*self.network(*inputs, blocks)), "the UNet", self._compilation
+            )
         output, *kept = self._predictions[blocks](latents, timesteps, text, camera)
         return output, tuple(kept)
 
@@ -218,13 +215,19 @@ class PreparedUNet:
         """The same activations, with nothing computed after the last block that is asked for."""
         self.network.check(latents, blocks)
         wanted = tuple(blocks)
-
-        def call(latents: Tensor, timesteps: Tensor, text: Tensor, camera: Tensor) -> tuple[Tensor, ...]:
-            return self.network.features(latents, timesteps, text, camera, wanted)
-
         if wanted not in self._features:
-            self._features[wanted] = PreparedFunction(call, "the UNet's features", self._compilation)
+            self._features[wanted] = PreparedFunction(
+                lambda latents, timesteps, text, camera: self.network.features(
+                    latents, timesteps, text, camera, wanted
+                ),
+                "the UNet's features",
+                self._compilation,
+            )
         return self._features[wanted](latents, timesteps, text, camera)
+
+
+def _flat(output: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return output, *kept
 
 
 def published_unet_weights(

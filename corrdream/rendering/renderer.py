@@ -121,11 +121,7 @@ def _behind_views(appearance: Appearance, view: Int[Tensor, " N"]) -> Appearance
 
 def _join(parts: Sequence[RenderOutput], shape: tuple[int, int, int], chunk: int) -> RenderOutput:
     """One output of the outputs of consecutive `chunk` rays, each of which was rendered as a view of one pixel."""
-
-    def image(values: Sequence[Tensor]) -> Tensor:
-        joined = torch.cat([value.flatten(0, 2) for value in values])
-        return joined.view(*shape, *joined.shape[1:])
-
+    image = partial(_join_images, shape)
     shaded = parts[0].normal is not None
     return RenderOutput(
         rgb=image([part.rgb for part in parts]),
@@ -142,6 +138,11 @@ def _join(parts: Sequence[RenderOutput], shape: tuple[int, int, int], chunk: int
         sample_normal=torch.cat([n for part in parts if (n := part.sample_normal) is not None]) if shaded else None,
         sample_direction=torch.cat([part.sample_direction for part in parts]),
     )
+
+
+def _join_images(shape: tuple[int, int, int], values: Sequence[Tensor]) -> Tensor:
+    joined = torch.cat([value.flatten(0, 2) for value in values])
+    return joined.view(*shape, *joined.shape[1:])
 
 
 def _behind(
