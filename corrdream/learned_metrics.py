@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ FEATURE_SIDE, FEATURE_VIEWS = 518, 18  # pixels of 37 x 37 patches; 20 degrees a
 CONSISTENT = 0.02  # of the image's height
 
 Colors = tuple[tuple[float, float, float], tuple[float, float, float]]
+Turn = Callable[[int], tuple[Tensor, Tensor, Tensor, CameraBatch]]  # `_render` of a number of views
 Loaded = TypeVar("Loaded")
 logger = logging.getLogger(__name__)
 _causes: dict[str, str] = {}  # of networks that could not be loaded
@@ -107,16 +109,17 @@ def consistency_errors(
 def measure_learned(scene: SceneView, size: int) -> Learned:
     """CLIP-S with two models, A-LPIPS and the consistency error of a scene; pictures are `size` pixels a side."""
     found = Learned()
+    turn = cache(partial(_render, scene, size))  # by number of views; only what a network asks for is rendered
     for ending, (model, weights) in CLIP_MODELS.items():
         keys = f"clip_score{ending}", f"clip_precision{ending}"  # the second is left to `precision_in_pool`
         with _may_be_skipped(found, *keys):
-            prompt, views = _clip_embeddings(scene, size, keys[0], model, weights)
+            prompt, views = _clip_embeddings(scene, turn, keys[0], model, weights)
             found.embeddings[keys[1]] = torch.cat([prompt[None], views]).cpu()
             found.values[keys[0]] = clip_score(views, prompt)
     with _may_be_skipped(found, "adjacent_lpips"):
-        found.values["adjacent_lpips"] = _adjacent_lpips(scene, size)
+        found.values["adjacent_lpips"] = _adjacent_lpips(scene, turn)
     with _may_be_skipped(found, "consistency_error", "consistent_share"):
-        errors = _consistency(scene, size)
+        errors = _consistency(scene, turn)
         found.values["consistency_error"] = errors.median().item()
         found.values["consistent_share"] = (errors < CONSISTENT).double().mean().item()
     return found
@@ -173,7 +176,7 @@ def _one_line(error: Exception) -> str:
 
 @torch.no_grad()
 def _clip_embeddings(
-    scene: SceneView, size: int, key: str, model: str, weights: str
+    scene: SceneView, turn: Turn, key: str, model: str, weights: str
 ) -> tuple[Float[Tensor, " D"], Float[Tensor, "V D"]]:
     open_clip = require("open_clip", key)
     network = _load(
@@ -184,7 +187,7 @@ def _clip_embeddings(
         ).eval(),
     )
     side = network.visual.image_size
-    rgb = _render(scene, NUM_VIEWS, size)[0]
+    rgb = turn(NUM_VIEWS)[0]
     images = _as_input(rgb, side if isinstance(side, int) else side[0], CLIP_COLORS)
     views = torch.cat([network.encode_image(part) for part in images.split(VIEWS_AT_ONCE)])
     prompt = network.encode_text(open_clip.tokenize([scene.config.prompt]).to(scene.device))[0]
@@ -192,7 +195,7 @@ def _clip_embeddings(
 
 
 @torch.no_grad()
-def _adjacent_lpips(scene: SceneView, size: int) -> float:
+def _adjacent_lpips(scene: SceneView, turn: Turn) -> float:
     lpips = require("lpips", "adjacent_lpips")
     network = _load(
         "LPIPS (AlexNet)", lambda: lpips.LPIPS(net="alex", verbose=False).to(scene.device).eval().requires_grad_(False)
@@ -203,11 +206,11 @@ def _adjacent_lpips(scene: SceneView, size: int) -> float:
         found: Tensor = network(_as_input(view, LPIPS_SIDE, halves), _as_input(after, LPIPS_SIDE, halves))
         return found.flatten()
 
-    return adjacent_distance(_render(scene, LPIPS_VIEWS, size)[0], distance)
+    return adjacent_distance(turn(LPIPS_VIEWS)[0], distance)
 
 
 @torch.no_grad()
-def _consistency(scene: SceneView, size: int) -> Float[Tensor, " M"]:
+def _consistency(scene: SceneView, turn: Turn) -> Float[Tensor, " M"]:
     """The errors of all matches of neighboring views; one patch is 1/37 of the height."""
     timm = require("timm", "consistency_error")
     network: Any = _load(
@@ -216,13 +219,13 @@ def _consistency(scene: SceneView, size: int) -> Float[Tensor, " M"]:
             timm.create_model(FEATURES, pretrained=True, num_classes=0, img_size=FEATURE_SIDE).to(scene.device).eval()
         ),
     )
-    rgb, opacity, distance, cameras = _render(scene, FEATURE_VIEWS, size)
+    rgb, opacity, distance, cameras = turn(FEATURE_VIEWS)
     images = _as_input(rgb, FEATURE_SIDE, FEATURE_COLORS)
     tokens = torch.cat([network.forward_features(part) for part in images.split(VIEWS_AT_ONCE)])
     features = F.normalize(tokens[:, network.num_prefix_tokens :].float(), dim=-1)
     patches = round(features.shape[1] ** 0.5)
     opacity, distance = (_at_patches(values, patches) for values in (opacity, distance))
-    axis = (torch.arange(patches, device=scene.device) + 0.5) * (size / patches)
+    axis = (torch.arange(patches, device=scene.device) + 0.5) * (cameras.height / patches)
     xy = torch.cartesian_prod(axis, axis).flip(-1)
     errors = []
     for here in range(FEATURE_VIEWS):
@@ -243,7 +246,7 @@ def _consistency(scene: SceneView, size: int) -> Float[Tensor, " M"]:
 
 
 def _render(
-    scene: SceneView, num_views: int, size: int
+    scene: SceneView, size: int, num_views: int
 ) -> tuple[Float[Tensor, "V H W 3"], Float[Tensor, "V H W"], Float[Tensor, "V H W"], CameraBatch]:
     """Colors, opacity and accumulated distance of a full turn."""
     cameras = scene.orbit(num_views, size=size)

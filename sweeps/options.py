@@ -1,11 +1,13 @@
 """The options of `sweeps/run.py`."""
 
 import argparse
+import dataclasses
 import os
 import re
 from collections.abc import Sequence
 
-from sweeps.faults import POLICY_KEYS, FaultPolicy
+import corrdream
+from sweeps.faults import FaultPolicy
 
 DESCRIPTION = """\
 Sweep hyperparameters of text-to-3D runs. Without --resume and --extend a new sweep is planned, run and reported."""
@@ -99,7 +101,10 @@ def _positive(text: str) -> int:
 
 
 def _separate_overrides(arguments: argparse.Namespace) -> argparse.Namespace:
-    """`--seeds 0 1 max_steps=50`: what looks like key=value is an override, wherever it stands."""
+    """`--seeds 0 1 max_steps=50`: what looks like key=value is an override, wherever it stands.
+
+    After --on-fault, whose words look the same, it is one where it begins with a key of the configuration.
+    """
     for name in ("prompts", "seeds", "on_fault"):
         values = getattr(arguments, name) or []
         moved = [value for value in values if re.match(r"[a-z_.]+=", value) and not _is_policy(name, value)]
@@ -110,4 +115,6 @@ def _separate_overrides(arguments: argparse.Namespace) -> argparse.Namespace:
 
 
 def _is_policy(option: str, word: str) -> bool:
-    return option == "on_fault" and word.partition("=")[0] in POLICY_KEYS
+    if option != "on_fault":
+        return False
+    return re.split(r"[.=]", word)[0] not in {field.name for field in dataclasses.fields(corrdream.Config)}

@@ -155,12 +155,11 @@ def collect_metrics(trial_folder: Path, measured: Mapping[str, Any], seconds: fl
 
 def _with_precision(results: Sequence[Result]) -> list[Result]:
     """The results with CLIP's R-precision, over all prompts of the sweep, where trials have left embeddings."""
-    files = {result.trial.name: result.folder / "clip.npz" for result in results if result.metrics}
-    runs = [result for result in results if (path := files.get(result.trial.name)) and path.is_file()]
+    runs = [result for result in results if result.metrics and (result.folder / "clip.npz").is_file()]
     if not runs:
         return list(results)
     pool = list(dict.fromkeys(result.trial.prompt for result in results))
-    found = corrdream.precision_in_pool([(run.trial.prompt, files[run.trial.name]) for run in runs], pool)
+    found = corrdream.precision_in_pool([(run.trial.prompt, run.folder / "clip.npz") for run in runs], pool)
     precision = {run.trial.name: values for run, values in zip(runs, found, strict=True)}
     return [
         dataclasses.replace(

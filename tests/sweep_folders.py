@@ -121,6 +121,11 @@ def tiny_overrides(prior: Path, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def blob_overrides(prior: Path) -> dict[str, Any]:
+    """The smallest run whose first field is a solid blob."""
+    return tiny_overrides(prior, **{"prompt": "snowman red", "device": "cpu", "field.density_blob_scale": 400})
+
+
 def write_grid(folder: Path, prior: Path, **changes: Any) -> Path:
     base = tiny_overrides(prior) | {"output.checkpoint_every": 10}
     base["correspondence.window"] = {"steps": list(WINDOW)}

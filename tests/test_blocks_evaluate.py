@@ -16,6 +16,7 @@ from corrdream.blocks.render import render_geometry
 from corrdream.blocks.sample_quality import canonical_cameras, foreground_mask, measure_sample
 from corrdream.blocks.shapes import build_shape, pack_shapes
 from corrdream.blocks.training_data import ViewSets, render_view_sets
+from corrdream.blocks.true_features import position_waves
 
 VIEWS = 2
 SIZE = 32
@@ -34,11 +35,8 @@ def pairs(views: ViewSets) -> ViewPairs:
 
 
 def surface_features(views: ViewSets) -> Tensor:
-    """Features that know the surface point: waves of many directions and lengths."""
-    frequencies = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 6
-    angles = views.position @ frequencies
-    features = torch.cat([angles.sin(), angles.cos()], dim=-1) * views.mask[..., None]
-    return features.permute(0, 3, 1, 2)
+    """Features that know the surface point."""
+    return position_waves(views.position) * views.mask[:, None]
 
 
 def true_images(caption: str, size: int = SIZE) -> Tensor:

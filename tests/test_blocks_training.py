@@ -32,6 +32,7 @@ from corrdream.blocks.training_losses import (
     upsample,
 )
 from corrdream.blocks.training_report import sample_sheet, validation_losses
+from corrdream.blocks.true_features import position_waves
 from corrdream.cameras import project
 from corrdream.prior.blocks import BlocksPrior, BlocksShape
 from corrdream.prior.latents import FOLD
@@ -170,9 +171,7 @@ def test_features_that_know_the_surface_point_match_best() -> None:
     pairs = pairs_of(views)
     distribution, visible = match_targets(views.mask, views.position, *pairs)
     weight = visible.float() / visible.sum()
-    frequencies = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * 6
-    angles = views.position @ frequencies
-    knowing = torch.cat([angles.sin(), angles.cos()], dim=-1).permute(0, 3, 1, 2)
+    knowing = position_waves(views.position)
     random = torch.randn(knowing.shape, generator=torch.Generator().manual_seed(1))
     good, bad = (match_loss(feature, distribution, weight, *pairs) for feature in (knowing, random))
     assert good < bad / 2

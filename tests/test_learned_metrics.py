@@ -26,7 +26,7 @@ from corrdream.learned_metrics import (
 )
 from corrdream.quality import select
 from corrdream.scene import SceneView
-from tests.sweep_folders import tiny_overrides
+from tests.sweep_folders import blob_overrides
 
 KEYS = {
     "clip_score": "open_clip",
@@ -99,12 +99,7 @@ def test_pool_is_that_of_all_prompts_and_needs_two(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def scene(tiny_prior_file: Path) -> SceneView:
-    plain = tiny_overrides(tiny_prior_file) | {
-        "prompt": "snowman red",
-        "device": "cpu",
-        "field.density_blob_scale": 400,
-    }
-    return build(load_config((), plain)).show()
+    return build(load_config((), blob_overrides(tiny_prior_file))).show()
 
 
 def test_without_the_packages_each_measure_says_which_it_lacks(

@@ -12,7 +12,7 @@ from corrdream import build, load_config
 from corrdream.prior import sampling
 from corrdream.quality import Quality, match_residual, measure_cost, measure_quality, prior_samples
 from corrdream.trainer import Trainer
-from tests.sweep_folders import tiny_overrides
+from tests.sweep_folders import blob_overrides, tiny_overrides
 
 ROWS = [{"seconds": float(k), "grad_norm": 1.0 if k else math.nan} for k in range(101)]
 
@@ -20,12 +20,7 @@ ROWS = [{"seconds": float(k), "grad_norm": 1.0 if k else math.nan} for k in rang
 @pytest.fixture(scope="module")
 def trainer(tiny_prior_file: Path) -> Trainer:
     """A blob that has just begun."""
-    plain = tiny_overrides(tiny_prior_file) | {
-        "prompt": "snowman red",
-        "device": "cpu",
-        "field.density_blob_scale": 400,
-    }
-    return build(load_config((), plain))
+    return build(load_config((), blob_overrides(tiny_prior_file)))
 
 
 @pytest.fixture(scope="module", autouse=True)

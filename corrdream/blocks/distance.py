@@ -88,7 +88,6 @@ def surface_attributes(
 ) -> tuple[Float[Tensor, "K P 3"], Int[Tensor, "K P"]]:
     """Albedo, and the index of the part that is nearest, at points on or near the surface."""
     part = _nearest_part(packed, points)[1]
-
     rotation = _of_parts(packed.rotation.flatten(2), part).unflatten(-1, (3, 3))
     local = torch.einsum("kpij,kpi->kpj", rotation, points - _of_parts(packed.center, part))
     lattice = local * _of_parts(packed.pattern_scale, part) + _of_parts(packed.pattern_phase, part)

@@ -13,21 +13,20 @@ WAVE_NUMBER = 6.0  # standard deviation, radians a world unit: smooth over a pix
 
 
 class TrueFeatures:
-    """Waves of many directions and lengths on the surface of the shape that a caption describes.
-
-    Two pixels have similar features where they see nearly the same point of it; pixels beside it have none.
-    """
+    """Waves on the surface of the shape that a caption describes; pixels beside it have no features."""
 
     def __init__(self, caption: str) -> None:
         """Raises CaptionError for what the built-in world cannot draw."""
         self._shapes = pack_shapes([build_shape(caption)])
-        generator = torch.Generator().manual_seed(0)
-        self._waves = WAVE_NUMBER * torch.randn(3, NUM_WAVES, generator=generator)
 
     def __call__(self, cameras: CameraBatch) -> Float[Tensor, "B C H W"]:
         """At the resolution of the cameras."""
-        device = cameras.c2w.device
-        seen = render_geometry(self._shapes.to(device), cameras)
-        angles = seen.position @ self._waves.to(device)
-        features = torch.cat([angles.sin(), angles.cos()], dim=-1) * seen.mask[..., None]
-        return features.permute(0, 3, 1, 2)
+        seen = render_geometry(self._shapes.to(cameras.c2w.device), cameras)
+        return position_waves(seen.position) * seen.mask[:, None]
+
+
+def position_waves(position: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B C H W"]:
+    """Waves of many directions and lengths at world points: alike where two pixels see nearly the same point."""
+    generator = torch.Generator().manual_seed(0)
+    angles = position @ (WAVE_NUMBER * torch.randn(3, NUM_WAVES, generator=generator)).to(position)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).permute(0, 3, 1, 2)
