@@ -1,8 +1,9 @@
 """An object store as the storage of sweeps: local copies of what this process uses, pulled and pushed.
 
 The trainer knows no object stores. It writes a run folder on the node's disk, which a thread mirrors while the training
-goes on: checkpoints first, then all that is read beside them, the status last. So whenever the process is killed, the
-store's newest checkpoint is whole, and the status says no more than what lies there.
+goes on: the metrics, then checkpoints, then all that is read beside them, the status last. So whenever the process is
+killed, the store's newest checkpoint is whole and has the metrics of all its steps, and the status says no more than
+what lies there.
 """
 
 import atexit
@@ -24,11 +25,12 @@ from sweeps.processes import Process
 from sweeps.storage import Hold, Mirror
 
 STATUS = "status.json"
+METRICS = "metrics.jsonl"
 TO_CONTINUE = (
     "checkpoints",
     "config.yaml",
     "run.json",
-    "metrics.jsonl",
+    METRICS,
     "rungs.json",
     "history.json",
     "log.txt",
@@ -198,7 +200,10 @@ class TrialMirror:
             status = self._trial / STATUS
             signature, said = _signature(status), status.read_bytes()
             checkpoints, others = self._new_files(everything=everything)
-            self._push(checkpoints)
+            if checkpoints:  # who continues drops rows beyond the checkpoint, but cannot make up those before it
+                metrics = [path for path in others if path == self._trial / METRICS]
+                others = [path for path in others if path not in metrics]
+                self._push([*metrics, *checkpoints])
             if checkpoints or everything:
                 self._push(others)
             if self._sent.get(status) != signature:

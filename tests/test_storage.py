@@ -96,6 +96,7 @@ def test_at_every_moment_the_newest_checkpoint_is_there_for_what_the_status_says
     for status, newest, lines in seen:
         assert status <= int(newest.removeprefix("step-")), "a status never says more than there is a checkpoint for"
         assert status <= lines
+        assert int(newest.removeprefix("step-")) <= lines, "a checkpoint's steps all have their metrics"
     assert len(there.storage.files(there.trial("a") / "checkpoints")) == 2, "and old ones are dropped"
 
 
