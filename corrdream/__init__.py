@@ -10,9 +10,13 @@ if TYPE_CHECKING:
     from corrdream.config import Config as Config
     from corrdream.config import ConfigError as ConfigError
     from corrdream.config import PromptError as PromptError
+    from corrdream.config import check_overrides as check_overrides
     from corrdream.config import config_to_dict as config_to_dict
     from corrdream.config import load_config as load_config
     from corrdream.config import save_config as save_config
+    from corrdream.config_reading import explain_unknown as explain_unknown
+    from corrdream.config_reading import read_yaml as read_yaml
+    from corrdream.config_reading import shown as shown
     from corrdream.engine import build as build
     from corrdream.engine import build_prior as build_prior
     from corrdream.engine import check_prompt as check_prompt
@@ -41,7 +45,16 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "backends": ("require",),
-    "config": ("Config", "ConfigError", "PromptError", "config_to_dict", "load_config", "save_config"),
+    "config": (
+        "Config",
+        "ConfigError",
+        "PromptError",
+        "check_overrides",
+        "config_to_dict",
+        "load_config",
+        "save_config",
+    ),
+    "config_reading": ("explain_unknown", "read_yaml", "shown"),
     "engine": ("build", "build_prior", "check_prompt", "fingerprints", "identity"),
     "runs": ("RunError", "check_folder", "open_run"),
     "out_of_memory": ("explain_out_of_memory", "smaller_ray_chunk"),

@@ -124,7 +124,11 @@ def _positive(text: str) -> int:
 
 def _split(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     """(configuration files, overrides)."""
-    return [text for text in inputs if "=" not in text], [text for text in inputs if "=" in text]
+    files = [text for text in inputs if "=" not in text]
+    for text in files:
+        if not text.endswith((".yaml", ".yml")) and not Path(text).exists():
+            raise ConfigError(f"{text!r} is neither a configuration file nor an override such as max_steps=100.")
+    return files, [text for text in inputs if "=" in text]
 
 
 def _train(options: argparse.Namespace) -> int:

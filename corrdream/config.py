@@ -10,18 +10,22 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from corrdream.config_reading import ConfigError, Range, changed, nested, parse_override, read_yaml
 from corrdream.prompts import prompt_of_library
 from corrdream.schedules import Piecewise, Schedule, ScheduleError, Window, value_at
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run: names the key, the value and what is accepted."""
+Whole = Annotated[int, Range(low=0)]
+Count = Annotated[int, Range(low=1)]
+Share = Annotated[float, Range(low=0, high=1)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(low=0)]
+Weight = Annotated[Schedule, Range(low=0)]
+Fraction = Annotated[Schedule, Range(low=0, high=1)]
+Color = Annotated[tuple[float, float, float], Range(low=0, high=1)]
 
 
 class PromptError(ConfigError):
@@ -47,33 +51,35 @@ class PriorConfig:
 class CamerasConfig:
     """Random multi-view cameras and lights; angles in degrees, distances in world units."""
 
-    batch_size: Schedule = 4  # views a step, a multiple of the prior's number of views
-    resolution: Schedule = dataclasses.field(
+    batch_size: Annotated[Schedule, Range(low=1, whole=True)] = (
+        4  # views a step, a multiple of the prior's number of views
+    )
+    resolution: Annotated[Schedule, Range(low=8, whole=True)] = dataclasses.field(
         default_factory=lambda: Piecewise(progress=[0.0, 0.7], values=[32.0, 64.0], interpolate="hold")
     )
     elevation_range: tuple[float, float] = (0.0, 30.0)
     azimuth_range: tuple[float, float] = (-180.0, 180.0)
-    fovy_range: tuple[float, float] = (15.0, 60.0)
-    distance_range: tuple[float, float] = (0.8, 1.0)
+    fovy_range: Annotated[tuple[float, float], Range(above=0, high=180)] = (15.0, 60.0)
+    distance_range: Annotated[tuple[float, float], Range(above=0)] = (0.8, 1.0)
     relative_distance: bool = True  # divide the distance by tan(fovy / 2), so that the object fills the image
-    zoom_range: tuple[float, float] = (
+    zoom_range: Annotated[tuple[float, float], Range(above=0)] = (
         1.0,
         1.0,
     )  # multiplies fovy after the distance is fixed
-    camera_perturb: float = 0.0
-    center_perturb: float = 0.0
-    up_perturb: float = 0.0
+    camera_perturb: NotNegative = 0.0
+    center_perturb: NotNegative = 0.0
+    up_perturb: NotNegative = 0.0
     light_distance_range: tuple[float, float] = (0.8, 1.5)
-    light_perturb: float = 1.0
+    light_perturb: NotNegative = 1.0
     # released: half of the draws use a formula that misses the upper part of the elevation range
     elevation_sampling: Literal["released", "area_uniform"] = "area_uniform"
     # released (0): step 0 looks from azimuth 0 at eval_elevation only; -1 never narrows the ranges
-    progressive_until: int = -1
+    progressive_until: Annotated[int, Range(low=-1)] = -1
     # released (2): batches were drawn that many steps ahead, so that changes of size and range arrive late
-    drawn_ahead: int = 0
+    drawn_ahead: Whole = 0
     eval_elevation: float = 15.0
-    eval_distance: float = 3.0
-    eval_fovy: float = 40.0
+    eval_distance: Positive = 3.0
+    eval_fovy: Annotated[float, Range(above=0, high=180)] = 40.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,51 +88,53 @@ class ShadingConfig:
 
     ambient_only: Window = dataclasses.field(default_factory=lambda: Window(progress=(0.0, 0.5)))
     soft: bool = True  # draw the ratio of ambient to diffuse light anew for every rendering
-    ambient_color: tuple[float, float, float] = (
+    ambient_color: Color = (
         1.0,
         1.0,
         1.0,
     )  # where not soft, and at evaluation
-    diffuse_color: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    diffuse_prob: float = 0.75
-    textureless_prob: float = 0.5
+    diffuse_color: Color = (0.0, 0.0, 0.0)
+    diffuse_prob: Share = 0.75
+    textureless_prob: Share = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class HashGridConfig:
     """Multi-resolution hash grid (arXiv:2201.05989)."""
 
-    num_levels: int = 16
-    features_per_level: int = 2
-    log2_table_size: int = 19
-    base_resolution: int = 16
-    growth: float = 1.4472692012786865
+    num_levels: Count = 16
+    features_per_level: Count = 2
+    log2_table_size: Count = 19
+    base_resolution: Count = 16
+    growth: Annotated[float, Range(low=1)] = 1.4472692012786865
 
 
 @dataclasses.dataclass(frozen=True)
 class DenseGridConfig:
     """Sum of dense trilinear grids, one a resolution, whose channels are the field's outputs themselves."""
 
-    resolutions: tuple[int, ...] = (8, 16, 32, 64)
-    albedo_gain: float = 1.0  # albedo logits a unit of a node: the albedo's learning rate relative to the density's
+    resolutions: Annotated[tuple[int, ...], Range(low=2)] = (8, 16, 32, 64)
+    albedo_gain: NotNegative = (
+        1.0  # albedo logits a unit of a node: the albedo's learning rate relative to the density's
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class FieldConfig:
     """Density and albedo in the box [-radius, radius]^3."""
 
-    radius: float = 1.0
+    radius: Positive = 1.0
     encoding: Literal["hash_grid", "dense_grid"] = "dense_grid"
     # what computes a hash grid, and spherical harmonics behind it; auto: the fastest that this machine has
     backend: Literal["auto", "torch", "triton", "tinycudann"] = "auto"
     hash_grid: HashGridConfig = dataclasses.field(default_factory=HashGridConfig)
     dense_grid: DenseGridConfig = dataclasses.field(default_factory=DenseGridConfig)
-    hidden_width: int = 64  # of the density and albedo networks behind a hash grid
-    num_hidden_layers: int = 1
+    hidden_width: Count = 64  # of the density and albedo networks behind a hash grid
+    num_hidden_layers: Whole = 1
     density_activation: Literal["softplus", "shifted_softplus", "trunc_exp"] = "softplus"
     density_blob: Literal["magic3d", "dreamfusion", "constant"] = "magic3d"
     density_blob_scale: float = 10.0
-    density_blob_std: float = 0.5
+    density_blob_std: Positive = 0.5
     # grid_difference needs the dense grid, predicted the hash grid; the released finite differences point inwards
     normal: Literal[
         "analytic",
@@ -137,7 +145,7 @@ class FieldConfig:
         "predicted",
         "none",
     ] = "grid_difference"
-    finite_difference_eps: float = 0.02  # world units; not of grid_difference
+    finite_difference_eps: Positive = 0.02  # world units; not of grid_difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,13 +153,13 @@ class BackgroundConfig:
     """What is seen where the object is not."""
 
     kind: Literal["network", "solid"] = "solid"
-    color: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of a solid background, and at evaluation
-    random_prob: float = 1.0  # probability that a rendering gets a uniformly random color instead
+    color: Color = (1.0, 1.0, 1.0)  # of a solid background, and at evaluation
+    random_prob: Share = 1.0  # probability that a rendering gets a uniformly random color instead
     random_shared: bool = True  # one random color for the whole batch, or one a view
     direction_encoding: Literal["frequency", "spherical_harmonics"] = "spherical_harmonics"  # of the network
-    num_frequencies: int = 3
-    spherical_harmonics_degree: int = 3
-    hidden_width: int = 16
+    num_frequencies: Count = 3
+    spherical_harmonics_degree: Count = 3
+    hidden_width: Count = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,29 +167,29 @@ class RenderingConfig:
     """Where rays are sampled."""
 
     backend: Literal["auto", "torch", "nerfacc"] = "auto"  # auto: the fastest that this machine has
-    num_samples_per_ray: int = 64  # across the diagonal of the box
+    num_samples_per_ray: Count = 64  # across the diagonal of the box
     stratified: bool = True
-    occupancy_resolution: int = 32
-    occupancy_update_every: int = 16
-    occupancy_warmup_steps: int = 256
-    occupancy_decay: float = 0.95
-    occupancy_threshold: float = 0.01
+    occupancy_resolution: Count = 32
+    occupancy_update_every: Count = 16
+    occupancy_warmup_steps: Whole = 256
+    occupancy_decay: Share = 0.95
+    occupancy_threshold: NotNegative = 0.01
     prune: bool = True  # drop samples that cannot be seen, by one evaluation of the density without gradient
-    alpha_threshold: float = 0.01
-    early_stop_transmittance: float = 1e-4
+    alpha_threshold: Share = 0.01
+    early_stop_transmittance: Share = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class GuidanceConfig:
     """Score distillation in its x0 form."""
 
-    guidance_scale: Schedule = 7.5
-    guidance_rescale: Schedule = 0.5  # phi of arXiv:2305.08891, section 3.4
+    guidance_scale: Weight = 7.5
+    guidance_rescale: Fraction = 0.5  # phi of arXiv:2305.08891, section 3.4
     # fractions of the diffusion timesteps
-    min_timestep: Schedule = dataclasses.field(
+    min_timestep: Fraction = dataclasses.field(
         default_factory=lambda: Piecewise(progress=[0.0, 0.8], values=[0.98, 0.02])
     )
-    max_timestep: Schedule = dataclasses.field(
+    max_timestep: Fraction = dataclasses.field(
         default_factory=lambda: Piecewise(progress=[0.0, 0.8], values=[0.98, 0.5])
     )
 
@@ -192,20 +200,20 @@ class CorrespondenceConfig:
 
     enabled: bool = True
     window: Window = dataclasses.field(default_factory=lambda: Window(progress=(0.25, 0.6)))
-    every: int = 2  # a correspondence step whenever step % every == 0 inside the window
+    every: Count = 2  # a correspondence step whenever step % every == 0 inside the window
     shift_range: tuple[float, float] = (
         10.0,
         30.0,
     )  # azimuth of the twin views, degrees
     # what is matched: the prior's activations, or (truth) the true shape's own surface, known for the built-in prompts
     features: Literal["prior", "truth"] = "prior"
-    feature_blocks: tuple[int, ...] = (5, 3)  # up-block outputs in forward order, finest first
-    timestep: int = 0
-    edge_kernel: int = 3
-    opacity_threshold: float = 0.99
-    epipolar_threshold: float = 2.0
-    max_matches: int = 60000
-    huber_delta: float = 1.0
+    feature_blocks: Annotated[tuple[int, ...], Range(low=0)] = (5, 3)  # up-block outputs in forward order, finest first
+    timestep: Whole = 0
+    edge_kernel: Count = 3
+    opacity_threshold: Share = 0.99
+    epipolar_threshold: NotNegative = 2.0
+    max_matches: Count = 60000
+    huber_delta: Positive = 1.0
     # defect 1: the distance along the ray taken for the planar depth
     depth_convention: Literal["ray_length", "z_depth"] = "z_depth"
     # defect 2: accumulated depth as it is, or divided by the opacity
@@ -232,35 +240,35 @@ class CorrespondenceConfig:
 class LossWeightsConfig:
     """Weights of the loss terms; a term whose weight is zero at a step is not computed."""
 
-    sds: Schedule = 1.0
-    correspondence: Schedule = 1000.0
-    orientation: Schedule = 0.0
-    sparsity: Schedule = 0.0
-    opaque: Schedule = 0.0
-    z_variance: Schedule = 0.0
-    total_variation: Schedule = 0.0
+    sds: Weight = 1.0
+    correspondence: Weight = 1000.0
+    orientation: Weight = 0.0
+    sparsity: Weight = 0.0
+    opaque: Weight = 0.0
+    z_variance: Weight = 0.0
+    total_variation: Weight = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with a learning rate for each part."""
 
-    encoding_lr: float = 0.01
-    network_lr: float = 0.001
-    background_lr: float = 0.001
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-15
-    weight_decay: float = 0.01
+    encoding_lr: NotNegative = 0.01
+    network_lr: NotNegative = 0.001
+    background_lr: NotNegative = 0.001
+    betas: Annotated[tuple[float, float], Range(low=0, high=1)] = (0.9, 0.99)
+    eps: NotNegative = 1e-15
+    weight_decay: NotNegative = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class OutputConfig:
     """What a run leaves in its folder, and how often."""
 
-    checkpoint_every: int = 50  # steps
-    checkpoint_keep: int = 2
-    preview_every: int = 100  # steps; 0 writes none
-    preview_size: int = 64  # pixels
+    checkpoint_every: Count = 50  # steps
+    checkpoint_keep: Count = 2
+    preview_every: Whole = 100  # steps; 0 writes none
+    preview_size: Count = 64  # pixels
     video: bool = True  # turntable.mp4 at the end
     mesh: bool = True  # mesh.glb at the end, with a color a vertex; `export` writes textured ones
     # TensorBoard is always written; auto: $WANDB_MODE, or online with a key and offline without. Of a sweep: --wandb
@@ -274,9 +282,9 @@ class Config:
     prompt: str = ""  # or lib:WORD_WORD, the prompt of the library that has these words
     prompt_library: str = ""  # file with a prompt a line, read when the configuration is; empty afterwards
     negative_prompt: str = ""
-    seed: int = 0
-    max_steps: int = 200
-    schedule_steps: int = 0  # length that `progress` refers to; 0 takes max_steps when the run is created
+    seed: Whole = 0
+    max_steps: Count = 200
+    schedule_steps: Whole = 0  # length that `progress` refers to; 0 takes max_steps when the run is created
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of autocast
     weights: str = ""  # checkpoint whose scene a new run starts from; its optimizer and step are not taken
@@ -295,18 +303,14 @@ class Config:
 
 def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
     """The defaults, then `files` left to right, then `overrides` (`key=value` strings, or dotted keys to values)."""
-    merged = OmegaConf.structured(Config)
-    OmegaConf.set_readonly(merged, False)
-    for layer, origin in _layers(files, overrides):
+    config = Config()
+    for path in files:
+        plain = read_yaml(path, "configuration file")
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.create(_whole_schedules(layer)))
-        except (OmegaConfBaseException, ValueError, TypeError) as error:
-            raise ConfigError(f"{origin}: {_explain(error)}") from error
-    try:
-        config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(_explain(error)) from error
-    assert isinstance(config, Config), "OmegaConf builds the dataclass it was given"
+            config = changed(config, plain)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    config = _overridden(config, overrides)
     try:
         prompt = prompt_of_library(config.prompt, config.prompt_library)
     except ValueError as error:
@@ -318,10 +322,22 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] | Map
     return config
 
 
+def check_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> None:
+    """ConfigError unless each key exists and takes its value, whatever else a configuration holds."""
+    _overridden(Config(), overrides)
+
+
+def _overridden(config: Config, overrides: Sequence[str] | Mapping[str, Any]) -> Config:
+    items = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
+    for key, value in items:
+        config = changed(config, nested(key, value))
+    return config
+
+
 def save_config(config: Config, path: Path) -> None:
     """Writes the whole resolved configuration as YAML; `load_config([path])` gives it back."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config))), encoding="utf-8")
     temporary.replace(path)
 
 
@@ -331,66 +347,8 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return plain
 
 
-def _layers(files: Sequence[str | Path], overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[Any, str]]:
-    """(plain nested dict, where it comes from) for each layer of differences."""
-    layers: list[tuple[Any, str]] = []
-    for path in files:
-        try:
-            loaded = OmegaConf.load(path)
-        except FileNotFoundError as error:
-            raise ConfigError(f"configuration file {path} does not exist.") from error
-        except (OSError, YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"configuration file {path} cannot be read: {_explain(error)}") from error
-        layers.append((OmegaConf.to_container(loaded), str(path)))
-    items = list(overrides.items()) if isinstance(overrides, Mapping) else [_parse_override(text) for text in overrides]
-    if isinstance(overrides, Mapping):  # a whole configuration is one layer, for merging is slow
-        layers.append(({key: value for key, value in items if "." not in key}, "configuration"))
-        items = [(key, value) for key, value in items if "." in key]
-    for key, value in items:
-        dotted = OmegaConf.create({})
-        try:
-            OmegaConf.update(dotted, key, value)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"override {key}={value}: {_explain(error)}") from error
-        layers.append((OmegaConf.to_container(dotted), f"override {key}"))
-    return layers
-
-
-def _parse_override(text: str) -> tuple[str, Any]:
-    """(dotted key, value) of `key=value`, the value read as YAML."""
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {text!r} must have the form key=value.")
-    try:
-        return key, OmegaConf.to_container(OmegaConf.create(f"- {value}"))[0]  # type: ignore[index]  # a one-entry list
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"override {text!r} is not YAML: {_explain(error)}") from error
-
-
-def _whole_schedules(node: Any) -> Any:
-    """Fills in a schedule's missing keys, so that it replaces the one below it instead of mixing with it."""
-    if not isinstance(node, dict):
-        return node
-    filled = {key: _whole_schedules(value) for key, value in node.items()}
-    if "values" in filled:
-        return {"steps": None, "progress": None, "interpolate": "linear"} | filled
-    if filled and filled.keys() <= {"steps", "progress"}:
-        return {"steps": None, "progress": None} | filled
-    return filled
-
-
-def _explain(error: Exception) -> str:
-    """One line: the message, with the full key in front where OmegaConf knows it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    key = getattr(error, "full_key", None)
-    return f"{key}: {lines[0]}" if key else lines[0]
-
-
 def check_config(config: Config) -> None:
     """Cross-field checks that need nothing but the configuration; ConfigError names key, value and what is accepted."""
-    _at_least("max_steps", config.max_steps, 1)
-    _at_least("schedule_steps", config.schedule_steps, 1)
-    _at_least("seed", config.seed, 0)
     if not config.prompt.strip():
         raise ConfigError("prompt must not be empty; give it as prompt='a red cone on a blue cube'.")
     if config.prior.attention == "xformers" and config.prior.kind != "mvdream":
@@ -411,26 +369,14 @@ def check_config(config: Config) -> None:
         raise ConfigError(
             f"field.backend={config.field.backend} needs field.encoding=hash_grid, got {config.field.encoding}."
         )
-    _check_schedules(config)
+    _check_held(config)
     _check_timesteps(config)
     _check_ranges(config)
     correspondence = config.correspondence
-    _at_least("cameras.drawn_ahead", config.cameras.drawn_ahead, 0)
-    _at_least("correspondence.every", correspondence.every, 1)
-    _at_least("correspondence.edge_kernel", correspondence.edge_kernel, 1)
     if correspondence.edge_kernel % 2 == 0:
         raise ConfigError(f"correspondence.edge_kernel must be odd, got {correspondence.edge_kernel}.")
     if correspondence.enabled and not correspondence.feature_blocks:
         raise ConfigError("correspondence.feature_blocks must name at least one block, got none.")
-    _at_least("rendering.num_samples_per_ray", config.rendering.num_samples_per_ray, 1)
-    _at_least("output.checkpoint_every", config.output.checkpoint_every, 1)
-    _at_least("output.checkpoint_keep", config.output.checkpoint_keep, 1)
-    _at_least("output.preview_every", config.output.preview_every, 0)
-
-
-def _at_least(key: str, value: int | float, low: int | float) -> None:
-    if value < low:
-        raise ConfigError(f"{key} must be at least {low}, got {value}.")
 
 
 def _check_ranges(config: Config) -> None:
@@ -463,33 +409,8 @@ def _check_timesteps(config: Config) -> None:
             )
 
 
-def _check_schedules(config: Config) -> None:
-    """Each schedule is well formed, and its values stay in their range over the whole run."""
-    for section_name, section in vars(config).items():
-        for name, value in vars(section).items() if dataclasses.is_dataclass(section) else ():
-            if isinstance(value, Piecewise | Window):
-                try:
-                    value.check(f"{section_name}.{name}")
-                except ScheduleError as error:
-                    raise ConfigError(str(error)) from error
-    unbounded = float("inf")
-    weights = {f"loss_weights.{name}": value for name, value in vars(config.loss_weights).items()}
-    bounded: list[tuple[str, Schedule, int | float, int | float]] = [
-        ("guidance.guidance_rescale", config.guidance.guidance_rescale, 0.0, 1.0),
-        ("guidance.guidance_scale", config.guidance.guidance_scale, 0.0, unbounded),
-        ("guidance.min_timestep", config.guidance.min_timestep, 0.0, 1.0),
-        ("guidance.max_timestep", config.guidance.max_timestep, 0.0, 1.0),
-        ("cameras.batch_size", config.cameras.batch_size, 1, unbounded),
-        ("cameras.resolution", config.cameras.resolution, 8, unbounded),
-        *((key, value, 0.0, unbounded) for key, value in weights.items()),
-    ]
-    for key, schedule, low, high in bounded:
-        values = schedule.values if isinstance(schedule, Piecewise) else [schedule]
-        for value in values:
-            if not low <= value <= high:
-                upper = "" if high == unbounded else f", {high:g}]"
-                accepted = f"in [{low:g}{upper}" if upper else f"at least {low:g}"
-                raise ConfigError(f"{key} must be {accepted}, got {value:g}.")
+def _check_held(config: Config) -> None:
+    """Numbers of views and pixels jump: between two of them there is none."""
     for key, schedule in (
         ("cameras.batch_size", config.cameras.batch_size),
         ("cameras.resolution", config.cameras.resolution),
@@ -507,6 +428,7 @@ __all__ = [
     "ScheduleError",
     "Window",
     "check_config",
+    "check_overrides",
     "config_to_dict",
     "load_config",
     "save_config",

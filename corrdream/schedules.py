@@ -5,9 +5,10 @@ short run passes through every phase of a long one.
 """
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 
 class ScheduleError(ValueError):
@@ -22,6 +23,9 @@ class Piecewise:
     steps: list[int] | None = None
     progress: list[float] | None = None
     interpolate: Literal["linear", "hold"] = "linear"
+
+    def __str__(self) -> str:
+        return _as_yaml(vars(self))
 
     def check(self, key: str) -> None:
         """ScheduleError, naming `key`, unless this is a function of the step."""
@@ -51,6 +55,9 @@ class Window:
 
     steps: tuple[int, int] | None = None
     progress: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        return _as_yaml(vars(self))
 
     def check(self, key: str) -> None:
         """ScheduleError, naming `key`, unless this is a range of steps."""
@@ -82,3 +89,8 @@ def value_at(schedule: Schedule, step: int, horizon: int) -> float:
         return float(schedule.values[index - 1])
     fraction = (step - knots[index - 1]) / (knots[index] - knots[index - 1])
     return schedule.values[index - 1] + fraction * (schedule.values[index] - schedule.values[index - 1])
+
+
+def _as_yaml(fields: Mapping[str, Any]) -> str:
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return f"{{{', '.join(f'{name}: {value}' for name, value in given.items() if value is not None)}}}"

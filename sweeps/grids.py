@@ -25,10 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
+import corrdream
 from sweeps.folders import Sweep
 from sweeps.parameters import (
     GridError,
@@ -103,20 +100,18 @@ def load_grid(
     plain = _read_yaml(path)
     unknown = [key for key in plain if key not in GRID_KEYS]
     if unknown:
-        close = get_close_matches(str(unknown[0]), GRID_KEYS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(GRID_KEYS)}."
-        raise GridError(f"grid {path}: unknown key {unknown[0]!r}; {hint}")
+        raise GridError(f"grid {path}: {corrdream.explain_unknown(unknown[0], plain[unknown[0]], GRID_KEYS, 'a grid')}")
     metric, mode = plain.get("metric", Grid.metric), plain.get("mode", "max")
     match metric:
         case {"name": name, "goal": ("maximize" | "minimize") as goal, **rest} if not rest:  # as W&B has it
             metric, mode = name, goal[:3]
     if metric not in METRIC_KEYS:
-        raise GridError(f"grid {path}: metric must be one of {', '.join(METRIC_KEYS)}, got {metric!r}.")
+        raise GridError(f"grid {path}: metric must be one of {', '.join(METRIC_KEYS)}, got {corrdream.shown(metric)}.")
     if mode not in ("max", "min"):
-        raise GridError(f"grid {path}: mode must be max or min, got {mode!r}.")
+        raise GridError(f"grid {path}: mode must be max or min, got {corrdream.shown(mode)}.")
     grid = Grid(
         name=path.stem,
-        config=find_config(str(plain.get("config", "blocks.yaml")), beside=path.parent),
+        config=_base(plain.get("config", "blocks.yaml"), path),
         parameters=parse_parameters(plain.get("parameters", {}), f"grid {path}: parameters"),
         prompts=parse_prompts(plain.get("prompts"), f"grid {path}: prompts"),
         seeds=parse_seeds(plain.get("seeds", [0]), f"grid {path}: seeds"),
@@ -125,7 +120,23 @@ def load_grid(
         mode=mode,
         plain=plain,
     )
-    return searched(grid, search=search, num_samples=num_samples, scheduler=scheduler, budget=budget)
+    grid = searched(grid, search=search, num_samples=num_samples, scheduler=scheduler, budget=budget)
+    _check_keys(grid, f"grid {path}")
+    return grid
+
+
+def _check_keys(grid: Grid, where: str) -> None:
+    """GridError unless the configuration has every key that the file sets, and takes its values."""
+    given = [("overrides", grid.overrides)]
+    given += [("parameters", choice.overrides) for parameter in grid.parameters for choice in parameter.extremes()]
+    if isinstance(grid.scheduler, Pbt):
+        ranges = grid.scheduler.ranges.items()
+        given += [("scheduler.ranges", {key: drawn.at(end)}) for key, drawn in ranges for end in (0.0, 1.0)]
+    for part, overrides in given:
+        try:
+            corrdream.check_overrides(overrides)
+        except corrdream.ConfigError as error:
+            raise GridError(f"{where}: {part}: {error}") from error
 
 
 def searched(
@@ -140,10 +151,10 @@ def searched(
     where, plain = f"grid {grid.name}", grid.plain
     search = search or plain.get("search", "grid")
     if search not in get_args(Search):
-        raise GridError(f"{where}: search must be one of {', '.join(get_args(Search))}, got {search!r}.")
+        raise GridError(f"{where}: search must be one of {', '.join(get_args(Search))}, got {corrdream.shown(search)}.")
     seed = plain.get("search_seed", 0)
     if type(seed) is not int or seed < 0:
-        raise GridError(f"{where}: search_seed must be a whole number from 0, got {seed!r}.")
+        raise GridError(f"{where}: search_seed must be a whole number from 0, got {corrdream.shown(seed)}.")
     if search == "grid":
         if num_samples is not None:
             raise GridError("--num-samples is for --search random and optuna; a grid has all of its settings.")
@@ -154,7 +165,8 @@ def searched(
         num_samples = num_samples or plain.get("num_samples")
         if type(num_samples) is not int or num_samples < 1:
             raise GridError(
-                f"{where}: search {search} needs a number of settings; give --num-samples, got {num_samples}."
+                f"{where}: search {search} needs a number of settings; give --num-samples, or num_samples, a whole"
+                f" number from 1, got {corrdream.shown(num_samples)}."
             )
     chosen = parse_scheduler(plain.get("scheduler"), f"{where}: scheduler", kind=scheduler, budget=budget)
     if search == "optuna" and isinstance(chosen, Pbt):
@@ -203,6 +215,15 @@ def find_config(name_or_path: str, beside: Path | None = None) -> Path:
     raise GridError(f"configuration {name_or_path} does not exist; {CONFIGS} has {known}.")
 
 
+def _base(plain: Any, path: Path) -> Path:
+    if not isinstance(plain, str):
+        raise GridError(f"grid {path}: config must be the name of a YAML file, got {corrdream.shown(plain)}.")
+    try:
+        return find_config(plain, beside=path.parent)
+    except GridError as error:
+        raise GridError(f"grid {path}: {error}") from error
+
+
 def _grid_path(name_or_path: str) -> Path:
     path = Path(name_or_path).expanduser()
     if path.suffix in (".yaml", ".yml"):
@@ -220,10 +241,12 @@ def _grid_path(name_or_path: str) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        plain = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise GridError(f"grid {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(plain, dict) or not plain:
+        plain = corrdream.read_yaml(path, "grid")
+    except corrdream.ConfigError as error:
+        raise GridError(str(error)) from error
+    if not isinstance(plain, dict):
+        raise GridError(f"grid {path} must be a mapping with {', '.join(GRID_KEYS)}, got {corrdream.shown(plain)}.")
+    if not plain:
         raise GridError(f"grid {path} is empty; it needs at least prompts and parameters.")
     return {str(key): value for key, value in plain.items()}
 
@@ -231,12 +254,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def parse_prompts(plain: Any, where: str) -> tuple[str, ...]:
     """Non-empty texts without repeats."""
     if not isinstance(plain, list) or not all(isinstance(prompt, str) and prompt.strip() for prompt in plain):
-        raise GridError(f"{where} must be a list of texts, got {plain!r}.")
+        raise GridError(f"{where} must be a list of texts, got {corrdream.shown(plain)}.")
     return tuple(refuse_repeats([" ".join(prompt.split()) for prompt in plain], where))
 
 
 def parse_seeds(plain: Any, where: str) -> tuple[int, ...]:
     """Whole numbers from 0 without repeats."""
     if not isinstance(plain, list) or not all(type(seed) is int and seed >= 0 for seed in plain):
-        raise GridError(f"{where} must be a list of whole numbers from 0, got {plain!r}.")
+        raise GridError(f"{where} must be a list of whole numbers from 0, got {corrdream.shown(plain)}.")
     return tuple(refuse_repeats(plain, where))

@@ -20,6 +20,8 @@ from typing import Any, Literal, TypeVar, assert_never, get_args
 
 import numpy as np
 
+import corrdream
+
 Kind = Literal["uniform", "log_uniform_values", "int_uniform"]
 KINDS = (*get_args(Kind), "categorical")
 DIGITS = 4  # significant ones of a drawn value, so that the value in a table is the value that ran
@@ -144,7 +146,7 @@ def random_settings(parameters: Sequence[Parameter], seed: int) -> Iterator[Sett
 def parse_parameters(plain: Any, where: str) -> tuple[Parameter, ...]:
     """The parameters of a grid file, in its order; GridError says which one is wrong."""
     if not isinstance(plain, dict):
-        raise GridError(f"{where} must map configuration keys to lists of values, got {plain!r}.")
+        raise GridError(f"{where} must map configuration keys to lists of values, got {corrdream.shown(plain)}.")
     parameters: list[Parameter] = []
     for key, values in plain.items():
         parameters.append(_parse_parameter(str(key), values, parameters, f"{where}.{key}"))
@@ -167,8 +169,9 @@ def _parse_parameter(key: str, plain: Any, earlier: Sequence[Parameter], where: 
         case {"values": list(listed), **rest} if not rest:
             plain = listed
     if not isinstance(plain, list):
+        given = corrdream.shown(plain)
         raise GridError(
-            f"{where} must be a list of values or a distribution, got {plain!r}; write [{plain!r}] for a single value."
+            f"{where} must be a list of values or a distribution, got {given}; write [{given}] for a single value."
         )
     if not plain:
         raise GridError(f"{where} is an empty list; give at least one value or remove it.")
@@ -181,7 +184,10 @@ def parse_distribution(plain: Mapping[str, Any], where: str) -> Distribution:
     """`{distribution: KIND, min: A, max: B}`; as in W&B, whole bounds without a kind mean whole numbers."""
     unknown = [name for name in plain if name not in ("distribution", "min", "max")]
     if unknown:
-        raise GridError(f"{where} has {unknown[0]!r}; a distribution has distribution, min and max.")
+        known = ("distribution", "min", "max")
+        raise GridError(
+            f"{where}: {corrdream.explain_unknown(str(unknown[0]), plain[unknown[0]], known, 'a distribution')}"
+        )
     low, high = plain.get("min"), plain.get("max")
     kind = plain.get("distribution", "int_uniform" if type(low) is type(high) is int else "uniform")
     if kind == "log_uniform":
@@ -190,12 +196,12 @@ def parse_distribution(plain: Mapping[str, Any], where: str) -> Distribution:
             " values themselves."
         )
     if kind not in get_args(Kind):
-        raise GridError(f"{where}.distribution must be one of {', '.join(KINDS)}, got {kind!r}.")
+        raise GridError(f"{where}.distribution must be one of {', '.join(KINDS)}, got {corrdream.shown(kind)}.")
     for name, bound in (("min", low), ("max", high)):
         accepted = int if kind == "int_uniform" else int | float
         if not isinstance(bound, accepted) or isinstance(bound, bool) or not math.isfinite(bound):
             what = "whole number" if kind == "int_uniform" else "number"
-            raise GridError(f"{where}.{name} must be a {what}, got {bound!r}.")
+            raise GridError(f"{where}.{name} must be a {what}, got {corrdream.shown(bound)}.")
     assert isinstance(low, int | float), "checked above"
     assert isinstance(high, int | float), "checked above"
     if low >= high:
@@ -207,7 +213,9 @@ def parse_distribution(plain: Mapping[str, Any], where: str) -> Distribution:
 
 def _parse_condition(plain: Any, earlier: Sequence[Parameter], where: str) -> dict[str, tuple[str, ...]]:
     if not isinstance(plain, dict) or not plain:
-        raise GridError(f"{where} must map a parameter to one of its values or a list of them, got {plain!r}.")
+        raise GridError(
+            f"{where} must map a parameter to one of its values or a list of them, got {corrdream.shown(plain)}."
+        )
     known = {parameter.key: [choice.label for choice in parameter.choices] for parameter in earlier}
     condition = {}
     for name, values in plain.items():
@@ -230,7 +238,7 @@ def _parse_choice(key: str, value: Any, where: str) -> Choice:
         return Choice(label=short(value), overrides={key: value})
     label = value.get("label")
     if not isinstance(label, str) or not label.strip():
-        raise GridError(f"{where}: label must be text, got {label!r}; quote words like 'off' and '1'.")
+        raise GridError(f"{where}: label must be text, got {corrdream.shown(label)}; quote words like 'off' and '1'.")
     match value:
         case {"label": _, "value": chosen, **rest} if not rest:
             return Choice(label=label, overrides={key: chosen})
@@ -242,7 +250,7 @@ def _parse_choice(key: str, value: Any, where: str) -> Choice:
 def parse_overrides(plain: Any, where: str) -> dict[str, Any]:
     """Configuration keys to values."""
     if not isinstance(plain, dict):
-        raise GridError(f"{where} must map configuration keys to values, got {plain!r}.")
+        raise GridError(f"{where} must map configuration keys to values, got {corrdream.shown(plain)}.")
     return {str(key): value for key, value in plain.items()}
 
 

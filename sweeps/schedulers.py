@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
+import corrdream
 from sweeps.parameters import Distribution, GridError, parse_distribution
 
 KINDS = ("fifo", "asha", "pbt")
@@ -81,14 +82,14 @@ def parse_scheduler(plain: Any, where: str, *, kind: str | None = None, budget: 
     if plain is None:
         plain = {}
     if not isinstance(plain, dict):
-        raise GridError(f"{where} must map kind, budget and so on to values, got {plain!r}.")
+        raise GridError(f"{where} must map kind, budget and so on to values, got {corrdream.shown(plain)}.")
     own = plain.get("kind", "fifo")
     if own not in KINDS:
-        raise GridError(f"{where}.kind must be one of {', '.join(KINDS)}, got {own!r}.")
+        raise GridError(f"{where}.kind must be one of {', '.join(KINDS)}, got {corrdream.shown(own)}.")
     chosen = kind or own
     for key in plain:
         if key not in KEYS[own]:
-            raise GridError(f"{where}: unknown key {key!r}; {own} has {', '.join(KEYS[own])}.")
+            raise GridError(f"{where}: {corrdream.explain_unknown(str(key), plain[key], KEYS[own], own)}")
     if chosen == "fifo":
         return Fifo()
     if chosen != own:
@@ -132,7 +133,7 @@ def _parse_pbt(plain: Mapping[str, Any], budget: Any, where: str) -> Pbt:
     if not isinstance(ranges, dict) or not ranges:
         raise GridError(
             f"{where}.ranges must map configuration keys to distributions, as guidance.guidance_scale:"
-            f" {{min: 2, max: 20}}, got {ranges!r}."
+            f" {{min: 2, max: 20}}, got {corrdream.shown(ranges)}."
         )
     pbt = Pbt(
         budget=_whole(budget, 2, f"{where}.budget"),
@@ -152,7 +153,7 @@ def _parse_pbt(plain: Mapping[str, Any], budget: Any, where: str) -> Pbt:
 
 def _parse_range(plain: Any, where: str) -> Distribution:
     if not isinstance(plain, dict):
-        raise GridError(f"{where} must be a distribution such as {{min: 2, max: 20}}, got {plain!r}.")
+        raise GridError(f"{where} must be a distribution such as {{min: 2, max: 20}}, got {corrdream.shown(plain)}.")
     if "distribution" not in plain:  # whole bounds of a real number are not meant to make it whole
         plain = {"distribution": "uniform", **plain}
     return parse_distribution(plain, where)
@@ -160,11 +161,11 @@ def _parse_range(plain: Any, where: str) -> Distribution:
 
 def _whole(value: Any, low: int, where: str) -> int:
     if type(value) is not int or value < low:
-        raise GridError(f"{where} must be a whole number from {low}, got {value!r}.")
+        raise GridError(f"{where} must be a whole number from {low}, got {corrdream.shown(value)}.")
     return value
 
 
 def _share(value: Any, high: float, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= high:
-        raise GridError(f"{where} must be above 0 and at most {high:g}, got {value!r}.")
+        raise GridError(f"{where} must be above 0 and at most {high:g}, got {corrdream.shown(value)}.")
     return float(value)

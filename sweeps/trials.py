@@ -47,7 +47,7 @@ def expand(grid: Grid, overrides: Sequence[str] = ()) -> list[Trial]:
     So the same prompt and seed of all settings run near to each other, and a sweep that is not finished already
     compares settings.
     """
-    _refuse_override_of_parameter(grid, overrides)
+    _check_overrides(grid, overrides)
     grid = _with_whole_prompts(grid, overrides)
     base = corrdream.config_to_dict(base_config(grid, overrides))
     if grid.search == "optuna":  # what it will suggest lies between these
@@ -150,7 +150,7 @@ def base_config(grid: Grid, overrides: Sequence[str] = ()) -> corrdream.Config:
     except corrdream.PromptError as error:
         raise GridError(f"grid {grid.name}: prompts: {error}") from error
     except ValueError as error:
-        raise GridError(f"grid {grid.name}: the base: {error}") from error
+        raise GridError(f"grid {grid.name}: {error}") from error
 
 
 def default_labels(grid: Grid, overrides: Sequence[str] = ()) -> dict[str, str] | None:
@@ -175,8 +175,12 @@ def resolve(base: Mapping[str, Any], setting: Mapping[str, Choice], name: str) -
         raise GridError(f"grid {name}: {labels}: {error}") from error
 
 
-def _refuse_override_of_parameter(grid: Grid, overrides: Sequence[str]) -> None:
-    """An override that undid what the grid varies would leave a table of equal rows."""
+def _check_overrides(grid: Grid, overrides: Sequence[str]) -> None:
+    """Each has a key and a value that fit, and does not undo what the grid varies: that left a table of equal rows."""
+    try:
+        corrdream.check_overrides(overrides)
+    except corrdream.ConfigError as error:
+        raise GridError(str(error)) from error
     varied = {key for parameter in grid.parameters for choice in parameter.extremes() for key in choice.overrides}
     if isinstance(grid.scheduler, Pbt):
         varied |= grid.scheduler.ranges.keys()

@@ -117,29 +117,6 @@ def test_configuration_is_frozen_all_the_way() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("guidance.guidence_scale=3", r"guidance\.guidence_scale.*Did you mean.*'guidance_scale'"),
-        ("guidence.guidance_scale=3", r"guidence.*Did you mean.*'guidance'"),
-        ("guidance.guidance_scale={valuess: [1]}", r"guidance_scale\.valuess.*Did you mean.*'values'"),
-        ("max_steps=abc", r"max_steps.*'abc'.*Integer"),
-        ("max_steps=1.5", r"max_steps.*'1\.5'.*Integer"),
-        ("max_steps=null", r"max_steps.*'None'.*'int'"),
-        ("guidance.guidance_scale=high", r"guidance\.guidance_scale.*'high'"),
-        ("cameras=3", "cameras.*CamerasConfig"),
-        ("cameras.elevation_range=[30]", "cameras.elevation_range.*length"),
-        ("field.encoding=octree", r"field\.encoding.*'octree'.*hash_grid.*dense_grid"),
-        ("max_steps=[1", "max_steps"),
-        ("max_steps", "'max_steps' must have the form key=value"),
-        ("=3", "must have the form key=value"),
-    ],
-)
-def test_unknown_keys_and_wrong_types_are_refused_by_name(override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_config(overrides=[PROMPT, override])
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
         ("prompt=' '", "prompt must not be empty"),
         ("seed=-1", "seed must be at least 0, got -1"),
         ("max_steps=0", "max_steps must be at least 1, got 0"),
@@ -151,7 +128,7 @@ def test_unknown_keys_and_wrong_types_are_refused_by_name(override: str, message
         ("guidance.guidance_scale=-1", r"guidance\.guidance_scale must be at least 0, got -1"),
         ("guidance.guidance_scale=.nan", r"guidance\.guidance_scale must be at least 0, got nan"),
         ("loss_weights.orientation=-1", r"loss_weights\.orientation must be at least 0"),
-        ("cameras.resolution=4", r"cameras\.resolution must be at least 8, got 4"),
+        ("cameras.resolution=4", r"cameras\.resolution must be whole and at least 8, got 4"),
         (
             "cameras.resolution={progress: [0.0, 1.0], values: [32, 64]}",
             "cameras.resolution must use interpolate: hold",
@@ -197,7 +174,9 @@ def test_file_errors_name_the_file_and_the_key(tmp_path: Path) -> None:
         load_config([tmp_path / "missing.yaml"])
     with pytest.raises(ConfigError, match=r"broken\.yaml cannot be read"):
         load_config([write(tmp_path / "broken.yaml", "a: [1\n")])
-    with pytest.raises(ConfigError, match=r"typo\.yaml.*guidence.*Did you mean"):
+    with pytest.raises(
+        ConfigError, match=r"typo\.yaml: guidence\.guidance_scale=1: there is no such key; did you mean"
+    ):
         load_config([write(tmp_path / "typo.yaml", "guidence: {guidance_scale: 1}\n")], [PROMPT])
     with pytest.raises(ConfigError, match=r"list\.yaml"):
         load_config([write(tmp_path / "list.yaml", "- 1\n- 2\n")], [PROMPT])

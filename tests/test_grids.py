@@ -182,7 +182,7 @@ def test_a_configuration_is_found_beside_the_grid_then_here_then_among_the_shipp
 
 PBT = {"kind": "pbt", "budget": 20, "perturbation_interval": 10, "ranges": {RESCALE: {"min": 0, "max": 1}}}
 BAD_GRIDS = {
-    "unknown key": ({"seds": [0]}, "unknown key 'seds'; did you mean seeds?"),
+    "unknown key": ({"seds": [0]}, "mine.yaml: seds=[0]: there is no such key; did you mean seeds?"),
     "unknown configuration key": ({"parameters": {"guidance.rescale": [0, 1]}}, "guidance.rescale"),
     "value out of range": ({"parameters": {RESCALE: [0, 1.5]}}, "must be in [0, 1], got 1.5"),
     "wrong type": ({"parameters": {RESCALE: ["much"]}}, "much"),

@@ -121,7 +121,7 @@ BAD = {
         "must be one of uniform, log_uniform_values",
     ),
     "exponents": ({"x": {"distribution": "log_uniform", "min": 0, "max": 1}}, "write log_uniform_values"),
-    "no bounds": ({"x": {"distribution": "uniform"}}, "x.min must be a number, got None"),
+    "no bounds": ({"x": {"distribution": "uniform"}}, "x.min must be a number, got null"),
     "half a whole number": (
         {"x": {"distribution": "int_uniform", "min": 0.5, "max": 2}},
         "x.min must be a whole number",
@@ -129,7 +129,10 @@ BAD = {
     "infinite": ({"x": {"distribution": "uniform", "min": 0, "max": math.inf}}, "x.max must be a number, got inf"),
     "reversed": ({"x": {"distribution": "uniform", "min": 2, "max": 1}}, "min must be below max, got 2 and 1"),
     "logarithm of zero": ({"x": {"distribution": "log_uniform_values", "min": 0, "max": 1}}, "above 0"),
-    "other keys": ({"x": {"distribution": "uniform", "min": 0, "max": 1, "mu": 2}}, "x has 'mu'"),
+    "other keys": (
+        {"x": {"distribution": "uniform", "min": 0, "max": 1, "mu": 2}},
+        "here.x: mu=2: there is no such key; a distribution has distribution, min, max.",
+    ),
     "condition on nothing": ({"x": {"when": {"y": 1}, "values": [1]}}, "y is no parameter with listed values above"),
     "condition on a later one": (
         {"x": {"when": {"y": 1}, "values": [1]}, "y": [1, 2]},

@@ -45,7 +45,7 @@ def test_the_command_line_comes_before_the_section():
 BAD = {
     "unknown kind": ({"kind": "hyperband"}, "here.kind must be one of fifo, asha, pbt, got 'hyperband'"),
     "no map": (["asha"], "here must map"),
-    "unknown key": (ASHA | {"eta": 2}, "unknown key 'eta'; asha has kind, budget"),
+    "unknown key": (ASHA | {"eta": 2}, "eta=2: there is no such key; asha has kind, budget"),
     "no budget": ({"kind": "asha"}, "asha needs a budget in steps"),
     "budget that is no number": (ASHA | {"budget": "long"}, "here.budget must be a whole number from 2, got 'long'"),
     "a rung beyond the budget": (ASHA | {"grace_period": 67}, "must not exceed the budget of 200 steps, got 67 x 3"),
