@@ -210,7 +210,7 @@ class CorrespondenceConfig:
     feature_blocks: Annotated[tuple[int, ...], Range(low=0)] = (5, 3)  # up-block outputs in forward order, finest first
     timestep: Whole = 0
     edge_kernel: Count = 3
-    opacity_threshold: Share = 0.99
+    opacity_threshold: float = 0.99
     epipolar_threshold: NotNegative = 2.0
     max_matches: Count = 60000
     huber_delta: Positive = 1.0

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from corrdream.acceleration import choose_backends
 from corrdream.backends import MissingBackendError
 from corrdream.blocks.true_features import TrueFeatures
+from corrdream.blocks.vocabulary import KINDS_OF_WORDS
 from corrdream.checkpoint import Checkpoint, file_fingerprint, fingerprint, load_checkpoint, sources_fingerprint
 from corrdream.config import Config, ConfigError, config_to_dict
 from corrdream.correspondence import StreamedMatching
@@ -19,6 +20,7 @@ from corrdream.prior.compiled import Compilation
 from corrdream.prior.mvdream import MvdreamPrior
 from corrdream.prior.mvdream_checkpoint import checkpoint_fingerprint, locate_checkpoint
 from corrdream.prior.mvdream_package import MvdreamPackagePrior
+from corrdream.prior.text import UnknownWordError
 from corrdream.scene import SceneView, load_scene
 from corrdream.scene_building import build_marching, build_optimizer, build_scene
 from corrdream.trainer import Trainer
@@ -132,7 +134,8 @@ def check_prompt(config: Config) -> None:
                 try:
                     check_words(prompt, _weights(config))
                 except ValueError as error:
-                    raise ConfigError(f"{key}={prompt!r}: {error}") from error
+                    hint = f" {KINDS_OF_WORDS}." if isinstance(error, UnknownWordError) and not error.near else ""
+                    raise ConfigError(f"{key}={prompt!r}: {error}{hint}") from error
         case "mvdream" | "mvdream_package":
             pass  # they read any text
         case _:

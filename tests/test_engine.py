@@ -89,8 +89,14 @@ def test_a_batch_that_is_no_multiple_of_the_views_is_refused(configure, prior: B
 
 
 def test_an_unknown_word_is_refused_with_those_near_it(configure, prior: BlocksPrior) -> None:
-    with pytest.raises(ConfigError, match=r"prompt='a snowmann'.*does not know the word \"snowmann\".*snowman"):
+    with pytest.raises(
+        ConfigError, match=r"prompt='a snowmann'.*does not know the word \"snowmann\".*near it: snowman\.$"
+    ):
         build(configure(prompt="a snowmann"), prior=prior)
+    with pytest.raises(
+        ConfigError, match=r"\"xylophone\" in \"a xylophone\"\. colors: red, .*; nouns: sphere, .*umbrella\.$"
+    ):
+        build(configure(prompt="a xylophone"), prior=prior)
 
 
 def test_a_device_that_is_not_there_is_refused(configure, prior: BlocksPrior) -> None:

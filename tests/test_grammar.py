@@ -157,7 +157,7 @@ def test_same_generator_same_captions() -> None:
     ("caption", "message"),
     [
         ("a red spere", r"no word 'spere'.*did you mean 'sphere'"),
-        ("a red zeppelin", r"no word 'zeppelin'.*nouns: sphere, cube"),
+        ("a red zeppelin", r"no word 'zeppelin'.*colors: red, .*nouns: sphere, cube"),
         ("a sphere", r"'sphere' needs a color, as in 'a red sphere'"),
         ("a red and blue sphere", r"needs another color and one of striped, checked, dotted"),
         ("a red and red striped sphere", r"needs another color"),

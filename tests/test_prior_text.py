@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from corrdream.prior.text import PADDING, TextEncoder, Vocabulary
+from corrdream.prior.text import PADDING, TextEncoder, UnknownWordError, Vocabulary
 
 VOCABULARY = Vocabulary(words=("a", "blue", "cone", "cube", "on", "red"), max_tokens=8)
 
@@ -30,9 +30,10 @@ def test_unknown_word_is_named_with_what_is_near() -> None:
         VOCABULARY.tokenize(["a red cones"])
 
 
-def test_unknown_word_like_no_other_lists_all() -> None:
-    with pytest.raises(ValueError, match="it knows a, blue, cone, cube, on, red"):
+def test_unknown_word_like_no_other_has_none_near() -> None:
+    with pytest.raises(UnknownWordError, match=r'does not know the word "zzzzzz" in "a zzzzzz"\.$') as caught:
         VOCABULARY.tokenize(["a zzzzzz"])
+    assert caught.value.near == []
 
 
 def test_caption_that_is_too_long_is_refused() -> None:

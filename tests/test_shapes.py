@@ -9,7 +9,7 @@ import torch
 
 from corrdream.blocks.bounds import bounding_box, largest_norm
 from corrdream.blocks.distance import has_second_color, part_distance
-from corrdream.blocks.grammar import NOUNS, sample_caption
+from corrdream.blocks.grammar import sample_caption
 from corrdream.blocks.shapes import (
     HALF_EXTENT,
     LARGEST_NORM,
@@ -21,7 +21,7 @@ from corrdream.blocks.shapes import (
     surface_attributes,
 )
 from corrdream.blocks.sketch import MAX_PARTS, PATTERN_KINDS, PartKind, Sketch, Solid, toward, turn
-from corrdream.blocks.vocabulary import COLORS, COMPOSITES, MARKED_PRIMITIVES, PATTERNS, PRIMITIVES
+from corrdream.blocks.vocabulary import COLORS, COMPOSITES, MARKED_PRIMITIVES, NOUNS, PATTERNS, PRIMITIVES
 
 DIAGONAL = math.sqrt(0.5)
 EVERY_THING = [*(f"a red {noun}" for noun in PRIMITIVES), *(f"a {noun}" for noun in COMPOSITES)]

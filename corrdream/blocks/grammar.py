@@ -8,7 +8,6 @@ A caption names one thing, two things ("on", "next to"), or a stack of three (ne
               | a clay model of (things without colors)
 """
 
-import difflib
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,18 +20,20 @@ from corrdream.blocks.vocabulary import (
     COMPOSITES,
     FUNCTION_WORDS,
     HELD_OUT_PAIRS,
+    KINDS_OF_WORDS,
     MARKED_PRIMITIVES,
+    NOUNS,
     PART_WORDS,
     PATTERNS,
     PLURAL_PARTS,
     PRIMITIVES,
     PatternName,
 )
+from corrdream.words import near
 
 MAX_TOKENS = 24
 Relation = Literal["alone", "on", "next to"]
 Split = Literal["train", "held_out_pairs", "held_out_composition"]
-NOUNS: tuple[str, ...] = (*PRIMITIVES, *COMPOSITES)
 _FORMS = (
     "'a red sphere', 'a red and white striped sphere', 'a blue cube with a yellow dot', 'a snowman', "
     "'a white house with a blue roof', 'THING on THING', 'THING next to THING', 'a clay model of a chair'"
@@ -105,10 +106,8 @@ def _check_words(caption: str, tokens: list[str]) -> None:
     vocabulary = words()
     for token in tokens:
         if token not in vocabulary:
-            near = difflib.get_close_matches(token, vocabulary, n=3)
-            hint = (
-                f"did you mean {' or '.join(repr(word) for word in near)}?" if near else f"nouns: {', '.join(NOUNS)}."
-            )
+            meant = near(token, vocabulary)
+            hint = f"did you mean {' or '.join(map(repr, meant))}?" if meant else f"{KINDS_OF_WORDS}."
             raise CaptionError(f"the built-in world has no word {token!r} (in {caption!r}); {hint}")
     if not 0 < len(tokens) <= MAX_TOKENS:
         raise CaptionError(f"a caption has 1 to {MAX_TOKENS} words, got {len(tokens)}: {caption!r}.")

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 
-from corrdream.blocks.grammar import NOUNS
 from corrdream.blocks.image_measures import nearest_colors
 from corrdream.blocks.measures import sample_surface, surface_mesh, visible_from, voxel_centers
 from corrdream.blocks.observe import (
@@ -30,7 +29,7 @@ from corrdream.blocks.shapes import (
     signed_distance,
     surface_attributes,
 )
-from corrdream.blocks.vocabulary import CLAY, COLORS
+from corrdream.blocks.vocabulary import CLAY, COLORS, NOUNS
 
 NUM_POINTS = 30_000
 THINNING = 4

@@ -86,6 +86,8 @@ COMPOSITES: dict[str, Composite] = {
 
 PART_WORDS: tuple[str, ...] = tuple(sorted({word for composite in COMPOSITES.values() for word in composite.parts}))
 PLURAL_PARTS = frozenset({"wings", "wheels", "legs", "ears", "cushions", "fins", "eyes"})  # take no article
+NOUNS: tuple[str, ...] = (*PRIMITIVES, *COMPOSITES)
+KINDS_OF_WORDS = f"colors: {', '.join(COLORS)}; nouns: {', '.join(NOUNS)}"
 FUNCTION_WORDS = ("a", "an", "and", "clay", "dot", "model", "next", "of", "on", "to", "with")
 
 # Never together in a training caption, in any position: what generalization is measured on.

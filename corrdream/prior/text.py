@@ -1,6 +1,5 @@
 """The built-in prior's text: a closed vocabulary of words and a small transformer over them."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,8 +7,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from corrdream.words import near
+
 PADDING = 0  # token of the places after the last word; the empty caption is padding throughout
 PUNCTUATION = ".,;:!?\"'"
+
+
+class UnknownWordError(ValueError):
+    """A word that the prior was not trained on, and those near it."""
+
+    def __init__(self, word: str, caption: str, known: Sequence[str]) -> None:
+        self.near = near(word, known)
+        hint = f"; near it: {', '.join(self.near)}" if self.near else ""
+        super().__init__(f'the built-in prior does not know the word "{word}" in "{caption}"{hint}.')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,14 +38,9 @@ class Vocabulary:
             if len(words) > self.max_tokens:
                 raise ValueError(f'"{caption}" has {len(words)} words; the built-in prior reads {self.max_tokens}.')
             for unknown in (word for word in words if word not in index):
-                raise ValueError(self._unknown(unknown, caption))
+                raise UnknownWordError(unknown, caption, self.words)
             tokens[row, : len(words)] = torch.tensor([index[word] for word in words], dtype=torch.long)
         return tokens
-
-    def _unknown(self, word: str, caption: str) -> str:
-        near = difflib.get_close_matches(word, self.words, n=3, cutoff=0.5)
-        hint = f"near it: {', '.join(near)}" if near else f"it knows {', '.join(sorted(self.words))}"
-        return f'The built-in prior does not know the word "{word}" in "{caption}"; {hint}.'
 
 
 class TextEncoder(nn.Module):
