@@ -14,10 +14,12 @@ import pytest
 from corrdream.__main__ import main as corrdream
 from sweeps.dashboard import main as dashboard
 from sweeps.folders import create_sweep
+from sweeps.grids import load_grid
 from sweeps.jobs import new_job
 from sweeps.options import parse
 from sweeps.plan import Measurement
 from sweeps.run import main as sweep
+from sweeps.trials import expand
 from tests.benchmarks.__main__ import parse as parse_benchmark
 from tests.mvdream_files import released_overrides, small_blocks_shape, write_checkpoint
 from tests.object_server import object_server
@@ -40,7 +42,7 @@ def readme_commands() -> list[str]:
     """From blocks without a language, and from inline code; of tables that say what was, only what is now."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = []
-    for block in re.findall(r"^```(?:sh|bash)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+    for block in blocks(text, language=""):
         lines = re.sub(r"\\\n", " ", block).splitlines()
         found += [line.partition("  #")[0].strip() for line in lines if _program(line) in PROGRAMS + OUTSIDE]
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -50,6 +52,18 @@ def readme_commands() -> list[str]:
         shown = line.partition(" | ")[2] if is_then else line
         found += [code for code in re.findall(r"`([^`]+)`", shown) if _program(code) in PROGRAMS and " " in code]
     return list(dict.fromkeys(found))
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """What stands in the code blocks of a language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [content for name, content in found if name == language]
+
+
+def readme_grid() -> str:
+    """The grid file that the README shows."""
+    shown = blocks((ROOT / "README.md").read_text(encoding="utf-8"), language="yaml")
+    return next(block for block in shown if block.startswith("# mine.yaml"))
 
 
 def _program(line: str) -> str:
@@ -75,6 +89,7 @@ def small(tiny_prior_file: Path) -> list[str]:
 def workspace(tmp_path_factory: pytest.TempPathFactory, released: list[str], small: list[str]) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "mine.yaml").write_text(readme_grid(), encoding="utf-8")
     shutil.copy(ROOT / "tests/references/upstream_configs/mvdream-sd21.yaml", folder / "OLD.yaml")
     words = [str(ROOT / RELEASED), "prompt=An astronaut riding a horse", *released, "--run-dir", str(folder / "RUN")]
     with pytest.MonkeyPatch.context() as patch:
@@ -141,6 +156,15 @@ def _small(name: str, rest: list[str], released: list[str], small: list[str]) ->
     ):
         words += released if any("mvdream" in word for word in words) else [*small, "max_steps=2"]
     return words + SMALL_PICTURES.get(name, [])
+
+
+def test_the_grid_that_is_shown_has_as_many_trials_as_it_says(tmp_path: Path, tiny_prior_file: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(readme_grid(), encoding="utf-8")
+    trials = expand(load_grid(str(path)), [f"prior.checkpoint={tiny_prior_file}"])
+    assert f"{len(trials)} trials" in readme_grid()
+    assert {trial.config.max_steps for trial in trials} == {100}
+    assert {trial.config.correspondence.enabled for trial in trials} == {False, True}
 
 
 def test_the_readme_has_commands_of_every_kind() -> None:

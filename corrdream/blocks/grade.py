@@ -172,13 +172,13 @@ def _count_faces(field: Field, density: Float[np.ndarray, "N N N"], truth: Truth
 
 
 DESCRIPTIONS: Mapping[str, str] = {
-    "viou_solid": "volumetric IoU, hollow interiors filled",
+    "viou_solid": "vIoU: hollow interiors filled",
     "dent_error": "mean dent / diagonal",
     "color_error": "mean CIEDE2000",
-    "viou_raw": "volumetric IoU",
-    "viou_best_yaw": "the same as solid, best of 72 turns",
+    "viou_raw": "vIoU, but hollow interiors as they are",
+    "viou_best_yaw": "vIoU, best of 72 turns",
     "best_yaw_deg": "that turn, degrees",
-    "viou_best_threshold": "volumetric IoU at the best opacity threshold",
+    "viou_best_threshold": "the same as raw, at the best opacity threshold",
     "silhouette_iou": "mean over 24 views",
     "chamfer": "Chamfer-L1 / diagonal",
     "f_1": "F-score at 1% of the diagonal",
