@@ -224,7 +224,8 @@ def test_all_files_name_one_image():
 
 def commands(page: str) -> Iterator[str]:
     """Every line of the page's blocks of code, without its comment."""
-    for block in re.findall(r"^```\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL):
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    for block in (block for language, block in blocks if not language):
         yield from (re.split(" [#>] ", line)[0].strip() for line in block.replace("\\\n", " ").splitlines())
 
 
