@@ -44,7 +44,7 @@ class PriorConfig:
     attention: Literal["auto", "sdpa", "xformers"] = "auto"  # of kind mvdream; auto: sdpa, torch's own
     # full: networks are compiled and replayed as CUDA graphs; graph: replayed only, ready at once; auto: on a GPU full
     # for MVDream and graph for blocks, on a CPU off
-    compile: Literal["auto", "full", "graph", "off"] = "auto"
+    compile: Literal["auto", "full", "graph", "eager"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

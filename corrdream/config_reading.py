@@ -28,7 +28,6 @@ FORMS = {
     Window: "a window such as {steps: [0, 100]} or {progress: [0, 0.5]}",
 }
 WORDS = {int: "whole number", float: "number", str: "text"}
-OFF_AND_ON = ("off", "on")  # which YAML reads as false and true
 
 T = TypeVar("T")
 
@@ -179,7 +178,6 @@ def _converted(hint: Any, value: Any, key: str) -> Any:
     if origin in (Union, UnionType):
         return _first_fitting(arguments, value, key)
     if origin is Literal:
-        value = OFF_AND_ON[value] if isinstance(value, bool) else value
         fits = value in arguments
     elif origin in (tuple, list):
         fits = isinstance(value, list | tuple) and len(value) == _length(hint, len(value))

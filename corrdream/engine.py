@@ -98,9 +98,9 @@ def pick_compilation(config: Config, device: torch.device) -> Compilation:
     match config.prior.compile:
         case "auto":
             if device.type != "cuda":
-                return "off"
+                return "eager"
             return "full" if config.prior.kind == "mvdream" else "graph"
-        case "full" | "graph" | "off":
+        case "full" | "graph" | "eager":
             return config.prior.compile
         case _:
             assert_never(config.prior.compile)

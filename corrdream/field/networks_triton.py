@@ -19,8 +19,9 @@ BLOCK = 64  # points a tile
 GRADIENT_BLOCK = 32  # the same in the backward pass, which with more would spill registers
 PROGRAMS = 528  # of the backward pass: four on each of an H100's multiprocessors
 SMALLEST = 16  # side of a matrix product
-# Of products. Outputs: three passes of the matrix units, close to float32. Gradients: one pass, 10 bits of mantissa;
-# with three, the backward kernel needs more registers than there are.
+# Of products. Outputs, and the signs that say which units are active: three passes of the matrix units, close to
+# float32; with one pass a unit in 2000 gets the wrong sign, which is 2 % of the gradient's norm. Other products of the
+# backward kernel: one pass, 10 bits of mantissa; with three it needs more registers than there are.
 OUTPUT_PRECISION = "tf32x3"
 GRADIENT_PRECISION = "tf32"
 
@@ -109,6 +110,7 @@ class _Heads(torch.autograd.Function):
                 **sizes,
                 block=GRADIENT_BLOCK,
                 precision=GRADIENT_PRECISION,
+                sign_precision=OUTPUT_PRECISION,
                 num_warps=8,
             )
         hidden, channels = weights[0].shape
@@ -193,6 +195,7 @@ def _backward(
     hidden_padded: tl.constexpr,
     block: tl.constexpr,
     precision: tl.constexpr,
+    sign_precision: tl.constexpr,
 ):
     unit, is_unit = tl.arange(0, hidden_padded), tl.arange(0, hidden_padded) < hidden
     channel = tl.arange(0, channels_padded)[:, None]
@@ -215,7 +218,7 @@ def _backward(
         # Weights are loaded where they are used, from the cache: kept, they would fill the registers.
         density = _load_matrix(density_in, hidden, channels, hidden_padded, channels_padded)
         out = tl.load(density_out + unit, mask=is_unit, other=0.0)[:, None]
-        before = tl.dot(density, x, input_precision=precision)
+        before = tl.dot(density, x, input_precision=sign_precision)
         active = tl.where(before > 0, out, 0.0)
         by_feature = tl.dot(tl.trans(density), active, input_precision=precision)
         tl.store(to_jacobian + place, of_x * by_feature, mask=mask)
@@ -232,7 +235,7 @@ def _backward(
         of_green = tl.load(grad_color + num_points + point, mask=is_point, other=0.0)[None, :]
         of_blue = tl.load(grad_color + 2 * num_points + point, mask=is_point, other=0.0)[None, :]
         albedo = _load_matrix(albedo_in, hidden, channels, hidden_padded, channels_padded)
-        color = tl.dot(albedo, x, input_precision=precision)
+        color = tl.dot(albedo, x, input_precision=sign_precision)
         after = tl.maximum(color, 0.0)
         to_red += tl.sum(of_red * after, axis=1)
         to_green += tl.sum(of_green * after, axis=1)

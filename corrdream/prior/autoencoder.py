@@ -36,7 +36,7 @@ class AutoencoderShape:
 class Autoencoder(nn.Module):
     """The autoencoder, images in [0, 1] outside and [-1, 1] inside."""
 
-    def __init__(self, shape: AutoencoderShape, compilation: Compilation = "off") -> None:
+    def __init__(self, shape: AutoencoderShape, compilation: Compilation = "eager") -> None:
         super().__init__()
         self.moments = PreparedFunction(self._moments, "the autoencoder", compilation)
         levels = len(shape.channels)

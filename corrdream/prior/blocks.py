@@ -84,7 +84,7 @@ class BlocksPrior:
         fingerprint: str,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
-        compilation: Compilation = "off",
+        compilation: Compilation = "eager",
     ) -> None:
         self.device = device or torch.device("cpu")
         self.dtype = dtype
@@ -108,7 +108,7 @@ class BlocksPrior:
         *,
         path: Path = WEIGHTS,
         dtype: torch.dtype = torch.float32,
-        compilation: Compilation = "off",
+        compilation: Compilation = "eager",
     ) -> "BlocksPrior":
         """The prior of a weights file; ValueError if the file is something else."""
         return cls(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from corrdream.prior.text_cache import default_cache
 
-Compilation = Literal["full", "graph", "off"]
+Compilation = Literal["full", "graph", "eager"]
 TensorFunction = Callable[..., tuple[Tensor, ...]]
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class PreparedFunction:
     """A function of tensors; for each shape of its arguments a version that is prepared at the first call.
 
-    full: compiled, and without gradient on a GPU also captured; graph: captured only; off: the function itself.
+    full: compiled, and without gradient on a GPU also captured; graph: captured only; eager: the function itself.
     """
 
     def __init__(self, function: TensorFunction, name: str, compilation: Compilation) -> None:
@@ -39,7 +39,7 @@ class PreparedFunction:
 
     def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         """What the function returns, in tensors of the caller's own."""
-        if self.compilation == "off":
+        if self.compilation == "eager":
             return self.function(*arguments)
         key = _key(arguments)
         if key not in self._versions:
@@ -70,7 +70,7 @@ class PreparedFunction:
         except RuntimeError as error:  # compilers and capture raise many kinds, all of them this one's children
             self.failed.add(how)
             log.warning(
-                "%s cannot be %s, so it is slower; prior.compile=off says nothing of it. The cause: %s",
+                "%s cannot be %s, so it is slower; prior.compile=eager says nothing of it. The cause: %s",
                 self.name,
                 how,
                 str(error).strip().split("\n")[0],
@@ -111,7 +111,7 @@ class CapturedCall:
         self._warm_up(function)
         try:
             # Results are copied out before another graph runs, so all graphs may work in the same memory.
-            with torch.cuda.graph(self._graph, pool=_memory_pool(), capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, pool=_memory_pool().id, capture_error_mode="thread_local"):
                 self._results = function(*self._arguments)
         except RuntimeError:
             _memory_pool.cache_clear()  # a pool of which a capture failed takes no other
@@ -135,5 +135,5 @@ class CapturedCall:
 
 @cache
 def _memory_pool() -> Any:
-    """The one that all graphs of this process share."""
-    return torch.cuda.graph_pool_handle()
+    """The one that all graphs of this process share; it outlives each of them, which a bare handle would not."""
+    return torch.cuda.MemPool()

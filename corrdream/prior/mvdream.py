@@ -56,7 +56,7 @@ class MvdreamPrior:
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         attention: AttentionKind = "sdpa",
-        compilation: Compilation = "off",
+        compilation: Compilation = "eager",
         cache: Path | None = None,
     ) -> None:
         self.device = device or torch.device("cpu")
@@ -82,7 +82,7 @@ class MvdreamPrior:
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         attention: AttentionKind = "sdpa",
-        compilation: Compilation = "off",
+        compilation: Compilation = "eager",
         shape: MvdreamShape | None = None,
         cache: Path | None = None,
     ) -> "MvdreamPrior":

@@ -43,7 +43,7 @@ def random_prior(config: Config, device: torch.device, shape: MvdreamShape | Non
     return MvdreamPrior(
         random_weights(shape, device),
         shape,
-        fingerprint="random",
+        fingerprint=f"random, {shape.network.text_width}",
         device=device,
         dtype=_prior_dtype(config, device),
         attention=config.prior.attention,

@@ -75,9 +75,7 @@ class EncodingContract:
 
         variables = [points, *parameters]
         if not self.is_twice_differentiable:
-            with pytest.raises(RuntimeError):
-                torch.autograd.grad(slope(True), variables, allow_unused=True)
-            return
+            pytest.skip("differentiable once: nothing is said about its second derivatives")
         second = torch.autograd.grad(slope(True), variables, allow_unused=True)
         if not parameters:
             assert second[0] is not None
