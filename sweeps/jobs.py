@@ -20,6 +20,7 @@ from sweeps.grids import CONFIGS, Grid, find_config, load_grid, parse_prompts, p
 from sweeps.locks import SweepError
 from sweeps.places import sweep_in
 from sweeps.results import measurable_goal
+from sweeps.saved import list_continued, saved_steps
 from sweeps.schedule import Schedule, describe_search
 from sweeps.schedulers import Fifo, parse_scheduler
 from sweeps.suggestions import check_optuna, suggester
@@ -259,6 +260,8 @@ def plan_text(job: Job, placement: Placement | None, arguments: argparse.Namespa
         each = f"{arguments.cpus_per_trial} thread(s), {placement.gpus:g} GPU(s) a trial"
         at_once = f"{placement.concurrent} at once" if placement.concurrent else "as many at once as fit"
         here = f"this machine's {placement.machine.cpus} cores"
+        continued = list_continued(saved_steps(job.folder, job.unfinished))
+        lines |= {"continued": continued} if continued else {}
         lines |= {
             "steps": f"{sum(steps)} in all, up to {max(steps)} a trial",
             "time": plan.describe_time(placement.measured, steps, concurrent),

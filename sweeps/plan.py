@@ -150,9 +150,9 @@ def check_disk(folder: Path, *, trials: int, keep: int, measured: Measurement | 
 
 
 def format_plan(plan: dict[str, Any]) -> str:
-    """Aligned `what: value` lines."""
-    width = max(len(key) for key in plan)
-    return "\n".join(f"{key:<{width}}  {value}" for key, value in plan.items())
+    """Aligned `what: value` lines; a value may have several."""
+    width = max(len(key) for key in plan) + 2
+    return "\n".join(f"{key:<{width}}{value}".replace("\n", "\n" + " " * width) for key, value in plan.items())
 
 
 def describe_time(measured: Measurement | None, steps_left: list[int], concurrent: int) -> str:
