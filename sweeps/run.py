@@ -87,7 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def start(job: Job, arguments: argparse.Namespace) -> int:
     """Prints the plan, starts or joins Ray, and runs what is left; a new sweep's folder is made last."""
-    placement = place(job, arguments) if job.unfinished or job.sweep.trials_to_come else None
+    has_work = bool(job.unfinished or job.sweep.trials_to_come)
+    if has_work and not job.sweep.measured:
+        _say("Measuring a step for the plan ...")
+    placement = place(job, arguments) if has_work else None
     if placement or job.cached or arguments.dry_run:
         print(plan_text(job, placement, arguments), flush=True)
     if arguments.dry_run:
@@ -100,6 +103,7 @@ def start(job: Job, arguments: argparse.Namespace) -> int:
         from sweeps.nodes import check_nodes
 
         machine = placement.machine
+        _say(f"Joining Ray at {arguments.address} ..." if arguments.address else "Starting Ray ...")
         resources = held.enter_context(ray_session(arguments.address, num_cpus=machine.cpus, num_gpus=machine.gpus))
         if arguments.address:
             check_nodes(job.folder, job.config())
