@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from corrdream.trainer import TrainingDivergedError as TrainingDivergedError
     from corrdream.wandb_runs import WandbMode as WandbMode
     from corrdream.wandb_runs import WandbRun as WandbRun
+    from corrdream.wandb_runs import end_wandb as end_wandb
     from corrdream.wandb_runs import explain_wandb_mode as explain_wandb_mode
     from corrdream.wandb_runs import has_wandb_key as has_wandb_key
     from corrdream.wandb_runs import open_wandb_run as open_wandb_run
@@ -50,7 +51,15 @@ _HOMES = {
     "prompts": ("LIBRARY_PREFIX",),
     "checkpoint": ("CheckpointError", "fingerprint"),
     "tracking": ("Tracker",),
-    "wandb_runs": ("WandbMode", "WandbRun", "explain_wandb_mode", "has_wandb_key", "open_wandb_run", "wandb_mode"),
+    "wandb_runs": (
+        "WandbMode",
+        "WandbRun",
+        "end_wandb",
+        "explain_wandb_mode",
+        "has_wandb_key",
+        "open_wandb_run",
+        "wandb_mode",
+    ),
     "trainer": ("Report", "Trainer", "TrainingDivergedError"),
 }
 _MODULE_OF = {name: f"corrdream.{module}" for module, names in _HOMES.items() for name in names}

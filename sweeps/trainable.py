@@ -106,8 +106,9 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         """Nothing: opening the trial has already loaded its newest checkpoint, which is never older than Tune's."""
 
     def cleanup(self) -> None:
-        """Lets the trial go."""
+        """Lets the trial go, before Ray ends the process and all that it started."""
         self._let_go()
+        corrdream.end_wandb()
 
     def _let_go(self) -> None:
         """Tune may take a trial that runs to another process; only one that dies leaves it as running."""
