@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from corrdream.config import load_config as load_config
     from corrdream.config import save_config as save_config
     from corrdream.config_reading import explain_unknown as explain_unknown
+    from corrdream.config_reading import parse_override as parse_override
     from corrdream.config_reading import read_yaml as read_yaml
     from corrdream.config_reading import shown as shown
     from corrdream.engine import build as build
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from corrdream.trainer import TrainingDivergedError as TrainingDivergedError
     from corrdream.wandb_runs import WandbMode as WandbMode
     from corrdream.wandb_runs import WandbRun as WandbRun
+    from corrdream.wandb_runs import end_wandb as end_wandb
     from corrdream.wandb_runs import explain_wandb_mode as explain_wandb_mode
     from corrdream.wandb_runs import has_wandb_key as has_wandb_key
     from corrdream.wandb_runs import open_wandb_run as open_wandb_run
@@ -54,7 +56,7 @@ _HOMES = {
         "load_config",
         "save_config",
     ),
-    "config_reading": ("explain_unknown", "read_yaml", "shown"),
+    "config_reading": ("explain_unknown", "parse_override", "read_yaml", "shown"),
     "engine": ("build", "build_prior", "check_prompt", "fingerprints", "identity"),
     "runs": ("RunError", "check_folder", "open_run"),
     "out_of_memory": ("explain_out_of_memory", "smaller_ray_chunk"),
@@ -63,7 +65,15 @@ _HOMES = {
     "prompts": ("LIBRARY_PREFIX",),
     "checkpoint": ("CheckpointError", "fingerprint"),
     "tracking": ("Tracker",),
-    "wandb_runs": ("WandbMode", "WandbRun", "explain_wandb_mode", "has_wandb_key", "open_wandb_run", "wandb_mode"),
+    "wandb_runs": (
+        "WandbMode",
+        "WandbRun",
+        "end_wandb",
+        "explain_wandb_mode",
+        "has_wandb_key",
+        "open_wandb_run",
+        "wandb_mode",
+    ),
     "trainer": ("Report", "Trainer", "TrainingDivergedError"),
 }
 _MODULE_OF = {name: f"corrdream.{module}" for module, names in _HOMES.items() for name in names}

@@ -90,7 +90,7 @@ def _without_kernels(package: str) -> str | None:
                 build_attention("xformers", torch.device("cuda"), torch.float16)
             except MissingBackendError as error:
                 return " ".join(str(error).split())
-    return None if gpu or package == "mvdream" else "of no use without an NVIDIA GPU"
+    return "of no use without an NVIDIA GPU" if EXTRA[package] == "cuda" and not gpu else None
 
 
 def clashes() -> Iterator[str]:

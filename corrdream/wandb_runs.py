@@ -8,7 +8,10 @@ import logging
 import netrc
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,10 +41,10 @@ class WandbSink:
     """One run; logs rows and media at their steps."""
 
     def __init__(self, folder: Path, run: WandbRun, *, mode: WandbMode, config: Mapping[str, Any]) -> None:
+        self._run = open_wandb_run(folder, run, mode=mode, config=config)
         import wandb
 
         self._wandb = wandb
-        self._run = open_wandb_run(folder, run, mode=mode, config=config)
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         self._first_step = int(self._run.starting_step)  # of what the server has not
@@ -73,7 +76,8 @@ class WandbSink:
 
 def open_wandb_run(folder: Path, run: WandbRun, *, mode: WandbMode, config: Mapping[str, Any]) -> Any:
     """The run, with FOLDER/wandb as its place; what killed attempts left there unsent is dropped."""
-    import wandb
+    with _temporary_files_in(folder / "wandb"):
+        import wandb
 
     for old in (folder / "wandb").glob("offline-run-*"):
         if not list(old.glob("*.synced")):
@@ -97,6 +101,23 @@ def open_wandb_run(folder: Path, run: WandbRun, *, mode: WandbMode, config: Mapp
             finish_timeout_raises=True,
         ),
     )
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """W&B makes folders for media when it is imported; they outlive a process that is killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before, tempfile.tempdir = tempfile.tempdir, str(folder.resolve())
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def end_wandb() -> None:
+    """Ends W&B's own process, if this one has started it: killed with this one, it leaves a folder in /tmp."""
+    if wandb := sys.modules.get("wandb"):
+        wandb.teardown()
 
 
 def wandb_mode(asked: str | None) -> WandbMode:

@@ -84,14 +84,15 @@ def _refuse_other_search(sweep: Sweep, more: Sweep) -> None:
     kind = str((sweep.search.get("scheduler") or {}).get("kind", "fifo"))
     if kind == "pbt":
         raise SweepError(f"sweep {sweep.name} is a population (scheduler pbt), which cannot grow; start a new sweep.")
-    for key in ("search", "scheduler"):
+    suggests = sweep.search.get("search") == "optuna"
+    for key in ("search", "scheduler", *["parameters"] * suggests):
         was, now = (json.dumps(one.search.get(key)) for one in (sweep, more))
         if was != now:
             raise SweepError(
                 f"sweep {sweep.name} was started with {key} {was} (here {now}); give the same, or start a new sweep."
             )
     same_runs = [{(trial.prompt, trial.seed) for trial in one.trials} for one in (sweep, more)]
-    if sweep.search.get("search") == "optuna" and same_runs[0] != same_runs[1]:
+    if suggests and same_runs[0] != same_runs[1]:
         raise SweepError(f"sweep {sweep.name} suggests its settings; it can grow by --num-samples only.")
 
 

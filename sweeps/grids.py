@@ -18,7 +18,7 @@ scheduler: {kind: asha, budget: 200} # `schedulers.py` has the keys
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
@@ -27,6 +27,7 @@ from typing import Any, Literal, get_args
 
 import corrdream
 from sweeps.folders import Sweep
+from sweeps.narrowing import narrow
 from sweeps.parameters import (
     GridError,
     Parameter,
@@ -90,6 +91,7 @@ class Grid:
 def load_grid(
     name_or_path: str,
     *,
+    overrides: Sequence[str] = (),  # of which those that name a parameter give its values
     search: Search | None = None,
     num_samples: int | None = None,
     scheduler: str | None = None,
@@ -109,10 +111,12 @@ def load_grid(
         raise GridError(f"grid {path}: metric must be one of {', '.join(METRIC_KEYS)}, got {corrdream.shown(metric)}.")
     if mode not in ("max", "min"):
         raise GridError(f"grid {path}: mode must be max or min, got {corrdream.shown(mode)}.")
+    varied, where = plain.get("parameters", {}), f"grid {path}: parameters"
+    plain["parameters"] = narrow(varied, parse_parameters(varied, where), overrides, where)
     grid = Grid(
         name=path.stem,
         config=_base(plain.get("config", "blocks.yaml"), path),
-        parameters=parse_parameters(plain.get("parameters", {}), f"grid {path}: parameters"),
+        parameters=parse_parameters(plain["parameters"], where),
         prompts=parse_prompts(plain.get("prompts"), f"grid {path}: prompts"),
         seeds=parse_seeds(plain.get("seeds", [0]), f"grid {path}: seeds"),
         overrides=parse_overrides(plain.get("overrides", {}), f"grid {path}: overrides"),

@@ -18,14 +18,18 @@ from sweeps.extension import DECIDING, extend, refuse_other_fingerprints, with_d
 from sweeps.folders import DONE, PlannedTrial, Sweep, SweepFolder, describe_size, load_sweep, read_statuses
 from sweeps.grids import CONFIGS, Grid, find_config, load_grid, parse_prompts, parse_seeds
 from sweeps.locks import SweepError
+from sweeps.narrowing import for_all_trials
+from sweeps.parameters import leaf
 from sweeps.places import sweep_in
 from sweeps.results import measurable_goal
+from sweeps.saved import list_continued, saved_steps
 from sweeps.schedule import Schedule, describe_search
 from sweeps.schedulers import Fifo, parse_scheduler
 from sweeps.suggestions import check_optuna, suggester
 from sweeps.trials import base_config, default_labels, expand, planned
 
 CONNECT_SECONDS = 10.0
+MAX_VALUES = 8  # of a parameter that the plan lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,7 @@ def _asked_grid(arguments: argparse.Namespace) -> Grid:
     """The grid file as the command line changes it."""
     grid = load_grid(
         arguments.grid or "rescale",
+        overrides=arguments.overrides,
         search=arguments.search,
         num_samples=arguments.num_samples,
         scheduler=arguments.scheduler,
@@ -86,7 +91,7 @@ def _asked_grid(arguments: argparse.Namespace) -> Grid:
 
 def _plan_sweep(name: str, grid: Grid, arguments: argparse.Namespace) -> Sweep:
     """Every trial of the grid that is known before the first result."""
-    overrides = [*arguments.overrides]
+    overrides = for_all_trials(grid.parameters, arguments.overrides)
     if arguments.max_steps and grid.scheduler.budget is None:
         overrides.append(f"max_steps={arguments.max_steps}")
     trials = tuple(map(planned, expand(grid, overrides)))
@@ -244,6 +249,18 @@ def wandb_mode_of(job: Job, arguments: argparse.Namespace) -> corrdream.WandbMod
     return corrdream.wandb_mode(arguments.wandb or (configured if configured != "disabled" else None))
 
 
+def _describe_varied(sweep: Sweep) -> str:
+    """`guidance_rescale: 0.3, 0.5 (instead of the grid's)`, a line each parameter."""
+    given = {text.partition("=")[0] for text in sweep.options["overrides"]}
+    lines = []
+    for key in dict.fromkeys(key for trial in sweep.trials for key in trial.labels):
+        labels = list(dict.fromkeys(trial.labels[key] for trial in sweep.trials if key in trial.labels))
+        more = ", ..." if len(labels) > MAX_VALUES or sweep.trials_to_come else ""
+        mark = " (instead of the grid's)" if key in given else ""
+        lines.append(f"{leaf(key)}: {', '.join(labels[:MAX_VALUES])}{more}{mark}")
+    return "\n".join(lines)
+
+
 def plan_text(job: Job, placement: Placement | None, arguments: argparse.Namespace) -> str:
     """What will be done, where, and how long it will take; no `placement` where nothing is left to run."""
     sweep = job.sweep
@@ -252,13 +269,17 @@ def plan_text(job: Job, placement: Placement | None, arguments: argparse.Namespa
     trials = describe_size(sweep.trials)
     trials += f", {sweep.trials_to_come} more to be suggested" if sweep.trials_to_come else ""
     trials += f"; {', '.join(parts)}, {len(job.unfinished)} to run" if parts else ""
-    lines = {"sweep": f"{sweep.name} (grid {sweep.grid})", "trials": trials, "search": describe_search(sweep)}
+    lines = {"sweep": f"{sweep.name} (grid {sweep.grid})", "trials": trials}
+    lines |= {"varied": varied} if (varied := _describe_varied(sweep)) else {}
+    lines |= {"search": describe_search(sweep)}
     if placement is not None:
         steps = schedule_of(job).steps_left()
         concurrent = placement.concurrent or arguments.max_concurrent or len(steps)
         each = f"{arguments.cpus_per_trial} thread(s), {placement.gpus:g} GPU(s) a trial"
         at_once = f"{placement.concurrent} at once" if placement.concurrent else "as many at once as fit"
         here = f"this machine's {placement.machine.cpus} cores"
+        continued = list_continued(saved_steps(job.folder, job.unfinished))
+        lines |= {"continued": continued} if continued else {}
         lines |= {
             "steps": f"{sum(steps)} in all, up to {max(steps)} a trial",
             "time": plan.describe_time(placement.measured, steps, concurrent),

@@ -20,7 +20,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     _add_sweep(parser.add_argument_group("which sweep"))
     _add_resources(parser.add_argument_group("with what"))
     _add_faults(parser.add_argument_group("what is done about faults"))
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration of every trial")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="configuration of every trial; of a parameter that the grid varies: a value, a name or a list of them,"
+        " key=[A,B], instead of the grid's",
+    )
     arguments = _separate_overrides(parser.parse_intermixed_args(argv))
     if arguments.resume and arguments.extend:
         parser.error("--extend finishes the sweep, too; leave out --resume")

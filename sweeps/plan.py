@@ -16,12 +16,11 @@ from typing import Any
 
 from corrdream import Config
 from sweeps.locks import SweepError
-from sweeps.progress import format_seconds
+from sweeps.progress import GRADE_SECONDS, format_seconds
 
 MINIATURE_STEPS = 6
 MEASURE_SECONDS = 20.0
 RAY_SECONDS = 10.0  # to start and to end Ray, as seen on two cores
-GRADE_SECONDS = 5.0  # turntable and grade of a trial
 PICTURE_BYTES = 2_000_000  # previews, turntable, event files of a trial
 SPARE_BYTES = 300_000_000  # left free on the disk; a run refuses to start with less than 200 MB
 MEMORY_SHARE = 0.85  # of what is free
@@ -150,9 +149,9 @@ def check_disk(folder: Path, *, trials: int, keep: int, measured: Measurement | 
 
 
 def format_plan(plan: dict[str, Any]) -> str:
-    """Aligned `what: value` lines."""
-    width = max(len(key) for key in plan)
-    return "\n".join(f"{key:<{width}}  {value}" for key, value in plan.items())
+    """Aligned `what: value` lines; a value may have several."""
+    width = max(len(key) for key in plan) + 2
+    return "\n".join(f"{key:<{width}}{value}".replace("\n", "\n" + " " * width) for key, value in plan.items())
 
 
 def describe_time(measured: Measurement | None, steps_left: list[int], concurrent: int) -> str:

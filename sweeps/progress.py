@@ -1,6 +1,7 @@
 """What a person sees while a sweep runs: one plain line every few seconds, readable on a terminal and in a log."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from sweeps.parameters import describe
 from sweeps.results import Result, read_results, sort_key
 
 SHOW_EVERY_SECONDS = 10.0
+GRADE_SECONDS = 5.0  # turntable and grade of a trial, until one was seen
 
 
 class Progress:
@@ -25,9 +27,11 @@ class Progress:
         seconds_per_step: float | None,
         concurrent: int,
         write: Callable[[str], None],
-        steps_left: Callable[[], Sequence[int]] | None = None,
+        steps_left: Callable[[Mapping[str, int]], Sequence[int]] | None = None,
     ) -> None:
-        """`steps` says how many steps are left of each trial that is to run, `steps_left` how many it expects now."""
+        """`steps` says how many steps are left of each trial that is to run, `steps_left` how many it
+        expects of each, given how far those have come that run.
+        """
         self._sweep = sweep
         self._folder = folder
         self._trials = {trial.name: trial for trial in sweep.trials}
@@ -36,10 +40,12 @@ class Progress:
         self._concurrent = concurrent
         self._write = write
         self._steps_left = steps_left or self._all_left
-        self._begun = self._shown = time.monotonic()
+        self._begun = time.monotonic()
+        self._shown = -math.inf
         self._steps_done = 0
         self._seconds_spent = 0.0
         self._spent_before: dict[str, float] = {}
+        self._grade_seconds = GRADE_SECONDS  # of the trial that was graded last
         self._finished: dict[str, Result] = {}  # read once: their files do not change any more
         self._read([trial for trial in sweep.trials if trial.name not in steps])
         self.running: set[str] = set()
@@ -70,8 +76,12 @@ class Progress:
             self._write(f"{self._clock()}  {name}: {text}")
         left = self._max_steps(name) - int(status["step"])
         if name in self._spent_before:  # the first report of an attempt holds what earlier ones spent
-            self._steps_done += max(0, self._left[name] - left)
-            self._seconds_spent += status["seconds"] - self._spent_before[name]
+            spent = status["seconds"] - self._spent_before[name]
+            if self._left[name]:
+                self._steps_done += max(0, self._left[name] - left)
+                self._seconds_spent += spent
+            else:
+                self._grade_seconds = spent
         self._spent_before[name] = status["seconds"]
         self._left[name] = left
         match status["state"]:
@@ -103,13 +113,10 @@ class Progress:
         """How far, how fast, how long, how good."""
         total = len(self._trials)
         ended = total - len(self._left) + len(self.ended)
-        shown = [
-            f"step {self._max_steps(name) - self._left[name]}/{self._max_steps(name)}"
-            if name in self._spent_before
-            else "starting"
-            for name in sorted(self.running)[:4]
-        ]
+        shown = [self._where(name) for name in sorted(self.running)[:4]]
         where = f" ({', '.join(shown)})" if shown else ""
+        if not (shown or self.ended or self._spent_before):
+            return f"{self._clock()}  {ended} of {total} trials done, processes are starting"
         parts = [f"{ended} of {total} trials done, {len(self.running)} running{where}"]
         pace = self._pace()
         if pace:
@@ -117,6 +124,14 @@ class Progress:
             parts.append(f"about {format_seconds(self._seconds_left(pace))} left")
         best = self._best()
         return f"{self._clock()}  " + ", ".join([*parts, best] if best else parts)
+
+    def _where(self, name: str) -> str:
+        if not self._left[name]:
+            return "grading"
+        return f"step {self._step(name)}/{self._max_steps(name)}" if name in self._spent_before else "starting"
+
+    def _step(self, name: str) -> int:
+        return self._max_steps(name) - self._left[name]
 
     def _max_steps(self, name: str) -> int:
         return int(self._trials[name].config["max_steps"])
@@ -134,10 +149,11 @@ class Progress:
         return self._seconds_spent / self._steps_done if self._steps_done else self._planned_pace
 
     def _seconds_left(self, pace: float) -> float:
-        left = self._steps_left()
-        return pace * max(sum(left) / self._concurrent, max(left, default=0))
+        steps_left = self._steps_left({name: self._step(name) for name in self.running})
+        left = [pace * steps + self._grade_seconds for steps in steps_left]
+        return max(sum(left) / self._concurrent, max(left, default=0.0))
 
-    def _all_left(self) -> list[int]:
+    def _all_left(self, _steps: Mapping[str, int]) -> list[int]:
         return [steps for name, steps in self._left.items() if name not in self.ended]
 
     def _read(self, finished: Sequence[PlannedTrial]) -> None:

@@ -16,6 +16,7 @@ from sweeps.results import (
     Metric,
     Result,
     SettingRow,
+    best_trial,
     compare_settings,
     count_faults,
     describe_history,
@@ -47,6 +48,7 @@ class _Page:
     sweep: Sweep
     results: Sequence[Result]  # best first
     settings: Sequence[SettingRow]
+    best: Result | None
     logged: Mapping[str, Rows]  # of metrics.jsonl, by trial
 
     def color(self, result: Result) -> int:
@@ -62,10 +64,12 @@ class _Page:
 
 def write_report(path: Path, sweep: Sweep, results: Sequence[Result]) -> None:
     """Writes the page from what the trials' folders hold now."""
+    settings = compare_settings(sweep, results)
     page = _Page(
         sweep=sweep,
         results=sorted(results, key=lambda result: sort_key(result, sweep.metric, sweep.mode)),
-        settings=compare_settings(sweep, results),
+        settings=settings,
+        best=best_trial(sweep, results, settings),
         logged={result.trial.name: read_rows(result.folder) for result in results},
     )
     compared = [_comparison(page), _skipped(page), _side_by_side(page), _curves(page)]
@@ -105,10 +109,12 @@ def _faults(page: _Page) -> str:
 
 
 def _best(page: _Page) -> str:
-    best = page.results[0]
-    if page.sweep.metric not in best.metrics:
+    if page.best is None:
         return '<h2>Best trial</h2><p class="soft">No trial has a grade yet.</p>'
-    return f"<h2>Best trial</h2><p class='soft'>By {escape(_title(page.sweep.metric))}.</p>" + _card(page, best, rank=1)
+    mean = page.settings[page.color(page.best)].means[page.sweep.metric]
+    setting, title = describe(page.best.trial.labels), _title(page.sweep.metric)
+    caption = f"The best trial of the best setting: {setting}, mean {title} {mean.mean:.3f} over {mean.count} trials."
+    return f'<h2>Best trial</h2><p class="soft">{escape(caption)}</p>{_card(page, page.best)}'
 
 
 def _comparison(page: _Page) -> str:
@@ -230,18 +236,14 @@ def _curve_figure(page: _Page, key: str, title: str, results: Sequence[Result]) 
 
 
 def _trials(page: _Page) -> str:
-    first = 2 if page.sweep.metric in page.results[0].metrics else 1  # the best has its own section
-    cards = "".join(
-        _card(page, result, rank=rank) for rank, result in enumerate(page.results[first - 1 :], start=first)
-    )
-    return (
-        f'<h2>All other trials</h2><p class="soft">Best first; what has no grade comes last.</p>{cards}'
-        if cards
-        else ""
-    )
+    cards = "".join(_card(page, result) for result in page.results if result is not page.best)
+    if not cards:
+        return ""
+    order = f"By {_title(page.sweep.metric)}, best first, whatever the prompt; what has none comes last."
+    return f'<h2>All other trials</h2><p class="soft">{escape(order)}</p>{cards}'
 
 
-def _card(page: _Page, result: Result, *, rank: int) -> str:
+def _card(page: _Page, result: Result) -> str:
     trial, status = result.trial, result.status
     place = f"trials/{trial.name}"
     state = f"{status.state}, {status.step} of {trial.config['max_steps']} steps"
@@ -252,7 +254,7 @@ def _card(page: _Page, result: Result, *, rank: int) -> str:
     if status.source:
         state += f", taken from {status.source}"
     header = (
-        f"<header><h3>{rank}. {escape(describe(trial.labels))}</h3>"
+        f"<header><h3>{escape(describe(trial.labels))}</h3>"
         f"<span>{escape(trial.prompt)}, seed {trial.seed}</span>"
         f'<span class="{status.state.replace(" ", "-")}">{escape(state)}</span>'
         f'<a class="soft" href="{escape(place)}/">{escape(place)}</a></header>'

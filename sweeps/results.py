@@ -27,7 +27,7 @@ from sweeps.folders import (
     write_text,
 )
 from sweeps.parameters import describe, short
-from sweeps.statistics import Estimate, estimate_differences, estimate_means
+from sweeps.statistics import Estimate, best_setting, estimate_differences, estimate_means
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +218,15 @@ def sort_key(result: Result, metric: str, mode: str) -> tuple[bool, float]:
     """Best first; those without the metric last."""
     value = result.metrics.get(metric, math.nan)
     return math.isnan(value), -value if mode == "max" else value
+
+
+def best_trial(sweep: Sweep, results: Sequence[Result], settings: Sequence[SettingRow]) -> Result | None:
+    """The best one of the best setting, for the best of all trials is that of the easiest prompt; None without any."""
+    best = best_setting([row.means[sweep.metric] for row in settings], sweep.mode)
+    if best is None:
+        return None
+    trials = [result for result in results if result.trial.labels == settings[best].labels]
+    return min(trials, key=lambda result: sort_key(result, sweep.metric, sweep.mode))
 
 
 def compare_settings(sweep: Sweep, results: Sequence[Result]) -> list[SettingRow]:

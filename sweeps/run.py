@@ -40,14 +40,8 @@ from sweeps.locks import NameTakenError
 from sweeps.options import parse
 from sweeps.progress import Progress
 from sweeps.report import write_report
-from sweeps.results import (
-    compare_settings,
-    count_faults,
-    describe_steps,
-    read_results,
-    sort_key,
-    write_csv,
-)
+from sweeps.results import best_trial, compare_settings, count_faults, describe_steps, read_results, write_csv
+from sweeps.saved import describe_saved, saved_steps
 from sweeps.schedule import Assignment
 from sweeps.summary import publish_summary, tracking_of
 from sweeps.table import format_table
@@ -93,7 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def start(job: Job, arguments: argparse.Namespace) -> int:
     """Prints the plan, starts or joins Ray, and runs what is left; a new sweep's folder is made last."""
-    placement = place(job, arguments) if job.unfinished or job.sweep.trials_to_come else None
+    has_work = bool(job.unfinished or job.sweep.trials_to_come)
+    if has_work and not job.sweep.measured:
+        _say("Measuring a step for the plan ...")
+    placement = place(job, arguments) if has_work else None
     if placement or job.cached or arguments.dry_run:
         print(plan_text(job, placement, arguments), flush=True)
     if arguments.dry_run:
@@ -106,6 +103,7 @@ def start(job: Job, arguments: argparse.Namespace) -> int:
         from sweeps.nodes import check_nodes
 
         machine = placement.machine
+        _say(f"Joining Ray at {arguments.address} ..." if arguments.address else "Starting Ray ...")
         resources = held.enter_context(ray_session(arguments.address, num_cpus=machine.cpus, num_gpus=machine.gpus))
         if arguments.address:
             check_nodes(job.folder, job.config())
@@ -210,15 +208,18 @@ def conclude(job: Job, errors: Mapping[str, str], arguments: argparse.Namespace,
         if trial.name in errors:
             mark(job.folder, trial, "failed", errors[trial.name])
     results, storage = read_results(job.sweep, job.folder), job.folder.storage
-    print(f"\n{format_table(compare_settings(job.sweep, results))}\n")
+    settings = compare_settings(job.sweep, results)
+    table = format_table(settings) if any(result.status.state in DONE for result in results) else "No trial finished."
+    print(f"\n{table}\n")
+    if unfinished := [result.trial for result in results if result.status.state not in (*DONE, "failed")]:
+        print(f"saved        {describe_saved(saved_steps(job.folder, unfinished))}")
     if steps := describe_steps(results):
         print(f"steps        {steps}")
     try:
         write_csv(job.folder.results, results)
         write_report(job.folder.report, job.sweep, results)
         storage.push([job.folder.results, job.folder.report])
-        best = min(results, key=lambda result: sort_key(result, job.sweep.metric, job.sweep.mode))
-        if job.sweep.metric in best.metrics:
+        if best := best_trial(job.sweep, results, settings):
             print(f"best         {storage.uri(best.folder)}")
         print(f"results      {storage.uri(job.folder.results)}\nreport       {storage.uri(job.folder.report)}")
     except OSError as error:

@@ -111,8 +111,8 @@ class Schedule:
         groups = [group for group in self._groups.values() if not group_of(group).has_failed]
         return [standing.trial for group in groups for standing in group if standing.state == "paused"]
 
-    def steps_left(self) -> list[int]:
-        """Of each trial that is expected to go on."""
+    def steps_left(self, reported: Mapping[str, int] | None = None) -> list[int]:
+        """Of each trial that is expected to go on; those that run have `reported` how far they have come."""
         first = next(iter(self._groups.values()))
         fresh = [Standing(trial=standing.trial, state="pending") for standing in first]
         groups = [*self._groups.values(), *[fresh] * max(self._num_settings - len(self._groups), 0)]
@@ -125,7 +125,7 @@ class Schedule:
             case _:
                 assert_never(self._scheduler)
         return [
-            max(length - standing.step, 0)
+            max(length - _step(standing, reported or {}), 0)
             for group, length in zip(groups, lengths, strict=True)
             for standing in group
             if standing.state not in ENDED
@@ -184,6 +184,10 @@ class Schedule:
                 return {key: next_generation(group, scheduler) for key, group in self._groups.items()}
             case _:
                 assert_never(scheduler)
+
+
+def _step(standing: Standing, reported: Mapping[str, int]) -> int:
+    return reported.get(standing.trial.name, standing.step) if standing.is_running else standing.step
 
 
 def describe_search(sweep: Sweep) -> str:

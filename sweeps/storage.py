@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from sweeps.locks import SweepError, hold_lock
@@ -105,11 +106,13 @@ class FolderStorage:
 
     def check(self, root: Path) -> None:
         """SweepError unless the folder is there or can be made, and can be written to."""
-        existing = next(path for path in (root, *root.parents) if path.exists())
-        if not existing.is_dir():
-            raise SweepError(f"cannot write to {root}: {existing} is a file; choose another place with --storage.")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise SweepError(f"cannot write to {existing}; choose another place with --storage.")
+        try:
+            existing = next(path for path in (root, *root.parents) if path.exists())
+            with TemporaryDirectory(dir=existing, prefix=".writable-"):
+                pass  # permissions do not tell: root has them in /proc
+        except OSError as error:
+            cause = error.strerror
+            raise SweepError(f"cannot write to {root}: {cause}; choose another place with --storage.") from error
 
     def exists(self, path: Path) -> bool:
         """Whether it exists."""

@@ -79,7 +79,7 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         return True
 
     def step(self) -> dict[str, Any]:
-        """Trains for some seconds; the last call also grades."""
+        """Trains for some seconds; the last call grades, so that the report before it says that this comes."""
         if self._status.state == "running":
             begun = time.monotonic()
             try:
@@ -106,8 +106,9 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         """Nothing: opening the trial has already loaded its newest checkpoint, which is never older than Tune's."""
 
     def cleanup(self) -> None:
-        """Lets the trial go."""
+        """Lets the trial go, before Ray ends the process and all that it started."""
         self._let_go()
+        corrdream.end_wandb()
 
     def _let_go(self) -> None:
         """Tune may take a trial that runs to another process; only one that dies leaves it as running."""
@@ -183,6 +184,7 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
 
     def _advance(self) -> None:
         """Some steps, and what follows from where they end."""
+        was_trained = self._trainer.finished
         report = self._trainer.fit(self._run, seconds=self._report_seconds, should_stop=self._should_stop)
         self._tracker.update()
         if self._leaving:
@@ -191,12 +193,9 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
             self._go_on_elsewhere(PREEMPTED)
         state: State = "running"
         if report.finished:
-            grades = corrdream.finish_run(self._trainer, self._run)
-            self._measured = self._collect(grades, report.seconds)
-            self._tracker.close(self._measured)
-            if not self._spec.values:  # else it is not the run that its identity names
-                record_finished(self._sweep_folder, self._spec.trial, self._spec.identity)
-            state = "finished"
+            if was_trained:
+                self._finish()
+                state = "finished"
         elif self._stop_file.exists():
             self._trainer.save_to(self._run)  # it may have come after the last look at it
             state = "stopped"
@@ -205,6 +204,13 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
             write_rung(self._folder, report.step, self._measured)
             state = "paused"
         self._status = dataclasses.replace(self._status, state=state, step=report.step)
+
+    def _finish(self) -> None:
+        """Grades, and offers the result to other sweeps."""
+        self._measured = self._collect(corrdream.finish_run(self._trainer, self._run), 0.0)
+        self._tracker.close(self._measured)
+        if not self._spec.values:  # else it is not the run that its identity names
+            record_finished(self._sweep_folder, self._spec.trial, self._spec.identity)
 
     def _should_stop(self) -> bool:
         return bool(self._leaving) or self._is_at_rung() or self._stop_file.exists()

@@ -14,6 +14,7 @@ from PIL import Image
 
 from corrdream import doctor
 from corrdream.__main__ import main
+from corrdream.backends import EXTRA
 from tests.sweep_folders import tiny_overrides
 
 ROOT = Path(__file__).parent.parent
@@ -128,6 +129,19 @@ def test_doctor_sees_kernels_that_cannot_be_built(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "nerfacc", package)  # one that is imported from a file would outlive the test
     monkeypatch.setenv("PATH", "")
     assert "its kernels are not built, and without nvcc on the PATH" in doctor.describe_package("nerfacc")
+
+
+def test_doctor_wants_a_gpu_for_packages_of_the_cuda_extra_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "_version", lambda package: "1.0")
+    for package, extra in EXTRA.items():
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        assert f"pip install 'corrdream[{extra}]'" in doctor.describe_package(package)
+        found = ModuleSpec(package, None, is_package=True)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, found=found: found)
+        monkeypatch.setitem(sys.modules, package, module_from_spec(found))
+        use = "imported, but of no use without an NVIDIA GPU" if extra == "cuda" else "ok"
+        assert doctor.describe_package(package) == f"{package} 1.0: {use}"
 
 
 def test_doctor_sees_versions_that_clash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -111,7 +111,9 @@ def run_next(schedule: Schedule, folder: SweepFolder) -> dict[str, Any] | None:
     if assignment is None:
         return None
     process = CorrDreamTrainable(config={"spec": spec_of(assignment, folder).to_text()})
-    result: dict[str, Any] = process.train()
+    result: dict[str, Any] = {"done": False}
+    while not result["done"]:
+        result = process.train()
     process.cleanup()
     score = float(assignment.trial.labels[RESCALE])
     path = folder.trial(assignment.trial.name) / "rungs.json"

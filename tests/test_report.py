@@ -18,6 +18,7 @@ from sweeps.results import (
     AT_END,
     METRICS,
     NO_POOL,
+    best_trial,
     compare_settings,
     format_estimate,
     read_result,
@@ -27,7 +28,7 @@ from sweeps.results import (
 )
 from sweeps.statistics import Estimate
 from sweeps.table import format_table
-from tests.sweep_folders import LABELS, RESCALE, finish_trial, write_sweep
+from tests.sweep_folders import LABELS, RESCALE, finish_trial, plan_sweep, write_sweep
 
 PROMPTS = ("a red cone on a blue cube", "a snowman", "a yellow duck")
 
@@ -154,7 +155,9 @@ def test_the_page_has_the_best_trial_first_then_settings_pictures_curves_and_eve
     assert headings == ["Best trial", "Settings", "Side by side", "Curves", "All other trials"]
     ranked = sorted(read_results(sweep, folder), key=lambda result: sort_key(result, "viou_solid", "max"))
     shown = re.findall(r'href="trials/(.*?)/"', page)
-    assert shown == [result.trial.name for result in ranked]
+    best = max((r for r in ranked if r.trial.labels[RESCALE] == "0.7"), key=lambda r: r.metrics.get("viou_solid", 0.0))
+    assert shown == [best.trial.name, *(result.trial.name for result in ranked if result is not best)]
+    assert re.search(r"The best trial of the best setting: guidance_rescale=0.7, mean vIoU 0\.\d+ over 5 trials", page)
     assert "diverged &lt;at&gt; 7" in page
     absent = {"floaters", "consistent_share"} | {key for key in AT_END if key.startswith("clip")}
     for metric in METRICS:
@@ -197,6 +200,19 @@ def test_by_an_error_the_smallest_is_best(finished: tuple[SweepFolder, Sweep], t
     results = read_results(sweep, folder)
     assert sorted(results, key=lambda result: sort_key(result, "viou_solid", "min"))[0].trial == sweep.trials[0]
     assert sorted(results, key=lambda result: sort_key(result, "viou_solid", "max"))[0].trial == sweep.trials[1]
+
+
+@pytest.mark.parametrize(("mode", "label"), [("max", "0.3"), ("min", "0")])
+def test_the_best_trial_is_of_the_best_setting_not_of_the_easiest_prompt(tmp_path: Path, mode: str, label: str):
+    folder = SweepFolder(tmp_path / "easy")
+    sweep = dataclasses.replace(plan_sweep("easy", prompts=PROMPTS[:2], seeds=(0,), labels=("0", "0.3")), mode=mode)
+    for trial, viou in zip(sweep.trials, (0.9, 0.8, 0.1, 0.5), strict=True):  # "0" is best and worst of all
+        finish_trial(folder, trial, viou=viou)
+    results = read_results(sweep, folder)
+    best = best_trial(sweep, results, compare_settings(sweep, results))
+    assert best
+    assert (best.trial.labels[RESCALE], best.trial.prompt) == (label, PROMPTS[mode == "min"])
+    assert best_trial(sweep, [], compare_settings(sweep, [])) is None
 
 
 def test_a_chart_of_nothing_is_empty_and_one_of_a_constant_is_drawn():

@@ -167,6 +167,12 @@ def test_the_steps_that_are_left_are_those_of_the_settings_that_will_go_on(tmp_p
     sweep, folder = make_sweep(tmp_path / "sweep", **ASHA)
     schedule = schedule_of(sweep, folder)
     assert sum(schedule.steps_left()) == 2 * (5 + 5 + 10 + 40)
+    running, waiting = (standing.trial.name for standing in schedule.standings[:2])
+    begun = schedule.next()
+    assert begun
+    assert begun.trial.name == running
+    assert sum(schedule.steps_left({running: 3, waiting: 3})) == 2 * (5 + 5 + 10 + 40) - 3
+    schedule.end(running)
     spent = sum(
         read_status(folder.trial(trial.name), trial.identity).step
         for trial in sweep.trials

@@ -171,6 +171,8 @@ def test_the_killed_trial_took_every_step_once_and_went_on_from_its_checkpoints(
     assert story.killed_at["worker"] - after_worker < 20
     assert story.killed_at["driver"] - after_driver < 20
     assert after_interrupt == story.killed_at["interrupt"], "nothing is lost by Ctrl-C"
+    for output, step in zip(story.outputs[1:], (after_driver, after_interrupt), strict=True):
+        assert f"continued  {killed.name} from step {step}\n" in output
 
 
 def test_the_result_equals_that_of_an_undisturbed_run_bit_for_bit(story: Story, tmp_path: Path):

@@ -54,7 +54,8 @@ WRONG_INPUT = {
     "unknown key": (["guidance.rescale=0.3"], "guidance.rescale"),
     "wrong type": (["output.checkpoint_every=often"], "output.checkpoint_every"),
     "wrong value": (["guidance.guidance_scale=-1"], "guidance.guidance_scale must be at least 0"),
-    "swept key": ([f"{RESCALE}=0.3"], "drop the override or use another grid"),
+    "swept group": (["guidance={guidance_rescale: 0.3}"], "drop the override or use another grid"),
+    "no name of the grid's": ([f"{RESCALE}=0.3"], f"{RESCALE} has no value '0.3'; it has 0, 0.5"),
     "wrong seeds": (["--seeds", "one"], "--seeds must be a list of whole numbers"),
     "seed twice": (["--seeds", "1", "1"], "has 1 twice"),
     "no configuration": (["--config", "nothing.yaml"], "nothing.yaml does not exist"),
@@ -117,12 +118,14 @@ def test_a_name_made_of_the_time_of_day_never_collides(storage: Path, tiny_prior
 
 def test_a_storage_that_cannot_be_written_is_refused(run_main: Callable[..., tuple[int, str]], tmp_path: Path):
     (tmp_path / "file").touch()
-    status, error = run_main("--storage", str(tmp_path / "file" / "runs"))
-    assert status == 2
-    assert "choose another place with --storage" in error
-    status, error = run_main("--storage", "/sys/runs")
-    assert status == 2
-    assert "/sys" in error
+    for place, cause in {
+        str(tmp_path / "file" / "runs"): "Not a directory",
+        str(tmp_path / ("x" * 300)): "File name too long",
+        # The free space there is said to be zero.
+        "/proc/runs": "Permission denied" if os.geteuid() else "No such file or directory",
+    }.items():
+        expected = f"sweeps: cannot write to {place}: {cause}; choose another place with --storage.\n"
+        assert run_main("--storage", place) == (2, expected)
 
 
 def test_a_full_disk_is_noticed_before_the_start(

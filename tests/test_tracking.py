@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,20 @@ def test_after_a_kill_trackers_show_no_step_twice_and_none_missing_under_the_sam
     assert [row["step"] for row in rows if "preview._type" in row] == [4]
     assert not left.exists()
     assert read_run(offline_file(tmp_path)).run_id == CALLED.run_id
+
+
+def test_wandb_keeps_out_of_the_machines_temporary_files(tmp_path: Path):
+    code = (
+        "import os, sys; from pathlib import Path; from corrdream import WandbRun, end_wandb, open_wandb_run;"
+        " called = WandbRun(run_id='a', name='a');"
+        " open_wandb_run(Path(sys.argv[1]), called, mode='offline', config={}).finish();"
+        " left = lambda: len(list(Path(os.environ['TMPDIR']).glob('*wandb*'))); before = left(); end_wandb();"
+        " print(before, left())"  # the socket's, and none
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}  # one of its own
+    with TemporaryDirectory() as short:  # a socket's path has 107 characters at most
+        command = [sys.executable, "-c", code, tmp_path]
+        assert subprocess.check_output(command, env=environment | {"TMPDIR": short}, text=True) == "1 0\n"
 
 
 def test_wandb_holds_group_name_tags_and_the_nested_configuration(tracked: Path):

@@ -67,6 +67,13 @@ def start(spec: Spec) -> CorrDreamTrainable:
     return CorrDreamTrainable(config={"spec": spec.to_text()})
 
 
+def finish(trial: CorrDreamTrainable) -> dict[str, Any]:
+    """The last report of a trial that is called as Tune does."""
+    while not (result := trial.train())["done"]:
+        pass
+    return dict(result)
+
+
 def folder_of(spec: Spec) -> Path:
     return SweepFolder(Path(spec.sweep_folder)).trial(spec.trial)
 
@@ -84,7 +91,7 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 
 def test_a_trial_runs_to_its_end_and_leaves_a_run_folder(make_spec: Callable[..., Spec], tmp_path: Path):
     spec = make_spec(prompt="a snowman")
-    result = start(spec).train()
+    result = finish(start(spec))
     assert (result["done"], result["state"], result["step"], result["attempts"]) == (True, "finished", STEPS, 1)
     names = {path.name for path in folder_of(spec).iterdir()}
     assert names >= {
@@ -110,19 +117,20 @@ def test_a_trial_is_reported_every_few_seconds(make_spec: Callable[..., Spec]):
         steps.append(result["step"])
     assert steps == sorted(set(steps))
     assert len(steps) > 1
+    assert steps[-1] == STEPS, "the last step is reported before the grade"
 
 
 def test_the_next_trial_keeps_the_prior_and_equals_one_in_a_fresh_process(make_spec: Callable[..., Spec]):
     first, second = make_spec("first"), make_spec("second", seed=1)
     reused = start(first)
-    reused.train()
+    finish(reused)
     prior = reused._prior
     assert reused.reset_config({"spec": second.to_text()}) is True
-    assert reused.train()["state"] == "finished"
+    assert finish(reused)["state"] == "finished"
     assert reused._prior is prior
     reused_tensors = final_tensors(folder_of(second))
     shutil.rmtree(folder_of(second))
-    start(second).train()
+    finish(start(second))
     assert_equal(final_tensors(folder_of(second)), reused_tensors)
 
 
@@ -131,11 +139,11 @@ def test_a_trial_with_another_prior_gets_that_one(
 ):
     other = shutil.copy(tiny_prior_file, tmp_path / "other.safetensors")
     trial = start(make_spec("first"))
-    trial.train()
+    finish(trial)
     prior = trial._prior
     trial.reset_config({"spec": make_spec("second", **{"prior.checkpoint": str(other)}).to_text()})
     assert trial._prior is not prior
-    assert trial.train()["state"] == "finished"
+    assert finish(trial)["state"] == "finished"
 
 
 @pytest.mark.parametrize("stop_after", [3, 5, 8])
@@ -156,10 +164,10 @@ def test_a_stopped_trial_saves_and_its_continuation_equals_an_undisturbed_run(
         return take_step()
 
     monkeypatch.setattr(trial._trainer, "train_step", stop_when_due)
-    result = trial.train()
+    result = finish(trial)
     assert (result["done"], result["state"], result["step"]) == (True, "stopped", stop_after)
     stop_file.unlink()
-    result = start(spec).train()
+    result = finish(start(spec))
     assert (result["state"], result["attempts"]) == ("finished", 2)
     assert_equal(final_tensors(folder_of(spec)), undisturbed)
     assert (folder_of(spec) / "metrics.jsonl").read_text().count("\n") == STEPS
@@ -170,11 +178,11 @@ def test_a_trial_pauses_at_a_rung_with_its_metrics_and_its_continuation_equals_a
 ):
     spec = make_spec()
     for until in (5, 9):
-        result = start(dataclasses.replace(spec, until=until)).train()
+        result = finish(start(dataclasses.replace(spec, until=until)))
         assert (result["done"], result["state"], result["step"]) == (True, "paused", until)
         assert read_rungs(folder_of(spec))[until] == result["measured"]
         assert result["measured"]["seconds"] > 0
-    result = start(dataclasses.replace(spec, until=STEPS)).train()
+    result = finish(start(dataclasses.replace(spec, until=STEPS)))
     assert (result["state"], result["attempts"]) == ("finished", 1), "a pause is no interruption"
     assert_equal(final_tensors(folder_of(spec)), undisturbed)
     assert (folder_of(spec) / "metrics.jsonl").read_text().count("\n") == STEPS
@@ -185,7 +193,7 @@ def test_a_trial_that_was_killed_while_it_was_measured_is_measured_again(make_sp
     trial = start(spec)
     trial._trainer.fit(trial._run, should_stop=trial._should_stop)
     trial.cleanup()
-    result = start(spec).train()
+    result = finish(start(spec))
     assert (result["state"], result["step"]) == ("paused", 5)
     assert list(read_rungs(folder_of(spec))) == [5]
 
@@ -193,28 +201,28 @@ def test_a_trial_that_was_killed_while_it_was_measured_is_measured_again(make_sp
 def test_while_the_sweep_stops_no_trial_is_opened(make_spec: Callable[..., Spec]):
     spec = make_spec()
     SweepFolder(Path(spec.sweep_folder)).stop_file.touch()
-    result = start(spec).train()
+    result = finish(start(spec))
     assert (result["done"], result["state"]) == (True, "stopped")
     assert not folder_of(spec).exists()
 
 
 def test_a_torn_checkpoint_is_reported_and_the_one_before_it_is_used(make_spec: Callable[..., Spec]):
     spec = make_spec()
-    start(spec).train()
+    finish(start(spec))
     whole = final_tensors(folder_of(spec))
     newest = max(folder_of(spec).glob("checkpoints/*.safetensors"))
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     again = start(spec)
     assert again._trainer.step == STEPS - 2
-    result = again.train()
-    assert newest.name in result["warnings"][0]
+    assert newest.name in again.train()["warnings"][0]
+    finish(again)
     assert newest.name in (folder_of(spec) / "log.txt").read_text()
     assert_equal(final_tensors(folder_of(spec)), whole)
 
 
 def test_a_diverging_trial_fails_with_its_reason_and_is_not_tried_again(make_spec: Callable[..., Spec]):
     spec = make_spec(**{"optimizer.encoding_lr": 1e30})
-    result = start(spec).train()
+    result = finish(start(spec))
     assert (result["done"], result["state"]) == (True, "failed")
     assert "not finite" in result["error"]
     assert read_status(folder_of(spec), spec.identity).error == result["error"]
@@ -222,9 +230,9 @@ def test_a_diverging_trial_fails_with_its_reason_and_is_not_tried_again(make_spe
 
 def test_after_a_failed_trial_the_process_can_run_the_next(make_spec: Callable[..., Spec]):
     trial = start(make_spec("bad", **{"optimizer.encoding_lr": 1e30}))
-    trial.train()
+    finish(trial)
     assert trial.reset_config({"spec": make_spec("good").to_text()})
-    assert trial.train()["state"] == "finished"
+    assert finish(trial)["state"] == "finished"
 
 
 def test_a_disk_that_takes_no_more_fails_the_trial_and_what_it_had_saved_is_continued(
@@ -236,14 +244,14 @@ def test_a_disk_that_takes_no_more_fails_the_trial_and_what_it_had_saved_is_cont
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # half a checkpoint
     try:
-        result = trial.train()
+        result = finish(trial)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (result["done"], result["state"]) == (True, "failed")
     assert "File too large" in result["error"]
     again = start(spec)
     assert again._trainer.step == 5
-    assert again.train()["state"] == "finished"
+    assert finish(again)["state"] == "finished"
     assert_equal(final_tensors(folder_of(spec)), undisturbed)
 
 
@@ -258,23 +266,23 @@ def test_an_unexpected_error_is_recorded_and_raised_so_that_tune_tries_again(
 
     monkeypatch.setattr(trial._trainer, "train_step", lose_the_device)
     with pytest.raises(RuntimeError, match="device lost"):
-        trial.train()
+        finish(trial)
     assert "device lost" in read_status(folder_of(spec), spec.identity).error
     trial.cleanup()
-    assert start(spec).train()["state"] == "finished"
+    assert finish(start(spec))["state"] == "finished"
 
 
 def test_a_storage_that_the_node_does_not_see_fails_the_trial_with_the_cure(make_spec: Callable[..., Spec]):
     spec = make_spec()
     SweepFolder(Path(spec.sweep_folder)).sweep_file.unlink()
-    result = start(spec).train()
+    result = finish(start(spec))
     assert result["state"] == "failed"
     assert "--storage that all nodes share" in result["error"]
 
 
 def test_a_node_with_other_sources_or_another_prior_fails_the_trial(make_spec: Callable[..., Spec]):
     spec = dataclasses.replace(make_spec(), identity="0" * 16)
-    result = start(spec).train()
+    result = finish(start(spec))
     assert result["state"] == "failed"
     assert "are not those that the sweep was started with" in result["error"]
 
@@ -284,10 +292,10 @@ def test_two_processes_never_work_on_one_trial(make_spec: Callable[..., Spec], m
     spec = make_spec()
     with hold_lock(folder_of(spec) / "trial.lock"), pytest.raises(LockedError, match="in use by process"):
         start(spec)
-    assert start(spec).train()["state"] == "finished"
+    assert finish(start(spec))["state"] == "finished"
 
 
 def test_logging_is_as_before_after_a_trial(make_spec: Callable[..., Spec]):
     handlers = list(logging.getLogger("corrdream").handlers)
-    start(make_spec()).train()
+    finish(start(make_spec()))
     assert logging.getLogger("corrdream").handlers == handlers
