@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from corrdream import ConfigError
 from sweeps.extension import extend
 from sweeps.grids import Grid, load_grid, search_of
 from sweeps.jobs import _describe_varied, new_job
@@ -76,11 +77,11 @@ def test_a_condition_still_holds(tmp_path: Path):
         ("method=[on, maybe]", r"override method=\[on, maybe\]: method has no value 'maybe'; it has off, on"),
         (f"{RESCALE}=[]", "is an empty list"),
         (f"{RESCALE}=[0.3, 0.3]", "has '0.3' twice"),
-        (f"{RESCALE}=[0.3", "is not YAML"),
+        (f"{RESCALE}=[0.3", "must be YAML"),
     ],
 )
 def test_what_does_not_fit_the_grid_is_refused_in_one_line(override: str, message: str, tmp_path: Path):
-    with pytest.raises(GridError, match=message) as raised:
+    with pytest.raises((GridError, ConfigError), match=message) as raised:
         load(tmp_path, override)
     assert "\n" not in str(raised.value)
 
