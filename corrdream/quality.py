@@ -34,7 +34,6 @@ VIEWS_AT_ONCE = 4
 TWIN_DEG = 20.0  # azimuth between the two sets of views whose matches are judged
 SAMPLING_STEPS = 25
 SAMPLING_SCALE = 7.5  # guidance of the prior's own pictures
-NUM_SETS = 2  # of the prior's own pictures
 CHUNK = 1 << 18  # points whose density is asked for at once
 
 
@@ -156,16 +155,16 @@ def match_residual(scene: SceneView, prior: MultiviewPrior) -> float | None:
 
 
 def prior_samples(scene: SceneView, prior: MultiviewPrior) -> Float[Tensor, "B H W 3"]:
-    """The prior's own pictures of the prompt by DDIM, always the same ones; kept in the cache of text embeddings."""
+    """The prior's own set of views of the prompt by DDIM, always the same; kept in the cache of text embeddings."""
     cameras = scene.config.cameras
     view = [cameras.eval_elevation, cameras.eval_distance, cameras.eval_fovy]
-    what = [prior.fingerprint, scene.config.prompt, view, SAMPLING_STEPS, SAMPLING_SCALE, NUM_SETS]
+    what = [prior.fingerprint, scene.config.prompt, view, SAMPLING_STEPS, SAMPLING_SCALE]
     path = default_cache() / "samples" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()}.safetensors"
     kept = read_tensor(path)
     if kept is None:
         drawn = sample_views(
             prior,
-            [scene.config.prompt] * NUM_SETS,
+            [scene.config.prompt],
             scene.orbit(prior.num_views, size=prior.image_size).c2w,
             guidance_scale=SAMPLING_SCALE,
             num_steps=SAMPLING_STEPS,

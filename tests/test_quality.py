@@ -55,7 +55,7 @@ def test_colors_are_compared_with_the_priors_own_pictures(quality: Quality) -> N
 
 def test_the_priors_pictures_are_drawn_once_a_prompt(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prior_samples(trainer.show(), trainer.prior)
-    assert first.shape == (8, 16, 16, 3)
+    assert first.shape == (4, 16, 16, 3)
 
     def drawn_again(*_: object, **__: object) -> None:
         raise AssertionError("drawn again")
