@@ -32,8 +32,9 @@ from corrdream.losses import regularization_losses
 from corrdream.rendering import draw_appearance, render
 from corrdream.scene import Scene, SceneView, load_scene
 from corrdream.settings import StepSettings, correspondence_settings, settings_at
+from corrdream.step_metrics import MetricsLog, StepMetrics
 from corrdream.structures import Appearance, CameraBatch, LightBatch, Matches, RenderOutput
-from corrdream.transfer import to_device
+from corrdream.transfer import HostCopy, to_device
 
 MIN_LOSS_SCALE = 2.0**-14  # of float16 training; it starts at 2^16
 
@@ -106,6 +107,7 @@ class Trainer:
         # On the CPU whatever the device, so that a seed means the same cameras, lights and noise everywhere.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+        self.loss_scale = self.copy_loss_scale()
         self.text = prior.encode_text([config.prompt, config.negative_prompt]).to(device)
 
     @property
@@ -113,7 +115,7 @@ class Trainer:
         """Whether the run has taken all its steps."""
         return self.step >= self.config.max_steps
 
-    def train_step(self) -> dict[str, float]:
+    def train_step(self) -> StepMetrics:
         """One optimizer step; returns what to log of it."""
         settings = settings_at(self.config, self.step, self.prior.num_views)
         cameras, lights = sample_multiview_cameras(settings.cameras, self.generator, self.device)
@@ -303,7 +305,7 @@ class Trainer:
         gradients = [parameter.grad for parameter in self.scene.parameters() if parameter.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(gradients)
         # The scaler leaves out such a step and halves its scale: in 16 bits one is no accident, thirty in a row are.
-        hopeless = not self.scaler.is_enabled() or self.scaler.get_scale() < MIN_LOSS_SCALE  # sync
+        hopeless = not self.scaler.is_enabled() or self.loss_scale.read() < MIN_LOSS_SCALE
         if hopeless and not bool(torch.isfinite(grad_norm)):  # sync
             raise TrainingDivergedError(
                 f"step {self.step}: the gradient is not finite (loss {loss.item():.4g}); lower "
@@ -311,7 +313,12 @@ class Trainer:
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.loss_scale = self.copy_loss_scale()
         return grad_norm
+
+    def copy_loss_scale(self) -> HostCopy:
+        """The scaler's factor as it is now; the next step reads it, when it has come without waiting."""
+        return HostCopy(self.scaler.scale(torch.ones((), device=self.device)))
 
     def fit(
         self,
@@ -325,22 +332,24 @@ class Trainer:
         Checkpoints every `output.checkpoint_every` steps, at the end, and when it was told to stop.
         """
         start = time.monotonic()
-        metrics: dict[str, float] = {}
+        log = MetricsLog(run)
         while not self.finished and (seconds is None or time.monotonic() - start < seconds):
             if should_stop is not None and should_stop():
+                log.flush()
                 self.save_to(run)
                 break
             begun = time.monotonic()
             metrics = self.train_step()
-            metrics = {"step": float(self.step), "seconds": time.monotonic() - begun} | metrics
-            run.append_metrics(metrics)
+            log.add(self.step, time.monotonic() - begun, metrics)
             output = self.config.output
             if output.preview_every and self.step % output.preview_every == 0:
                 self.write_previews(run)
             if self.step % output.checkpoint_every == 0 or self.finished:
+                log.flush()
                 self.save_to(run)
+        log.flush()
         spent = time.monotonic() - start
-        return Report(step=self.step, max_steps=self.config.max_steps, seconds=spent, metrics=metrics)
+        return Report(step=self.step, max_steps=self.config.max_steps, seconds=spent, metrics=log.last)
 
     def save_to(self, run: RunFolder) -> None:
         """Writes this step's checkpoint into the run's folder and drops the oldest."""
@@ -369,6 +378,7 @@ class Trainer:
         self.generator.set_state(checkpoint.tensors["generator"])
         if checkpoint.info["scaler"]:  # none where the checkpoint was written in another precision
             self.scaler.load_state_dict(checkpoint.info["scaler"])
+            self.loss_scale = self.copy_loss_scale()
         self.step = checkpoint.step
 
 
@@ -383,13 +393,13 @@ def summarize(
     metrics: Mapping[str, Tensor],
     images: RenderOutput,
     settings: StepSettings,
-) -> dict[str, float]:
+) -> StepMetrics:
     """A step's figures under stable names."""
     tensors = {f"loss/{name}": value for name, value in losses.items()}
     tensors |= {"loss/total": loss, **metrics, "opacity": images.opacity.mean()}
-    values = torch.stack([value.detach().double() for value in tensors.values()]).tolist()  # sync
-    return dict(zip(tensors, values, strict=True)) | {
+    known = {
         "samples": float(len(images.weights)),
         "guidance/scale": settings.guidance_scale,
         "guidance/rescale": settings.guidance_rescale,
     }
+    return StepMetrics(tensors, known)

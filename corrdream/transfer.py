@@ -1,4 +1,4 @@
-"""From the host to a device without waiting: what the generator draws on the CPU must not stop a GPU that is busy."""
+"""Between host and device without waiting: neither what is drawn on the CPU nor what is logged may stop a busy GPU."""
 
 from collections.abc import Sequence
 
@@ -20,3 +20,26 @@ def all_to_device(tensors: Sequence[Shaped[Tensor, "..."]], device: torch.device
     packed = to_device(torch.cat([tensor.flatten() for tensor in tensors]), device)
     parts = packed.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+class HostCopy:
+    """A device's values on their way to the host."""
+
+    def __init__(self, values: Shaped[Tensor, "..."]) -> None:
+        self._values, self._arrival = values, None
+        if values.device.type == "cuda":
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._arrival = torch.cuda.Event()
+            self._arrival.record()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether they have arrived."""
+        return self._arrival is None or bool(self._arrival.query())
+
+    def read(self) -> Shaped[Tensor, "..."]:
+        """The values; waits for what they need and for nothing that the device was given since."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._values

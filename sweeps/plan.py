@@ -66,11 +66,12 @@ def _measure_here(config: Config, cpus: int, gpus: float) -> Measurement:
     torch.set_num_threads(cpus)
     miniature = dataclasses.replace(config, max_steps=MINIATURE_STEPS, schedule_steps=MINIATURE_STEPS)
     trainer = build(miniature, device=None if gpus else torch.device("cpu"))
-    trainer.train_step()  # the first one allocates and tunes
+    dict(trainer.train_step())  # the first one allocates and tunes; to read its figures is to wait for its end
     trainer = build(miniature, prior=trainer.prior, device=trainer.device)
     started = time.monotonic()
     while not trainer.finished and time.monotonic() - started < MEASURE_SECONDS:
-        trainer.train_step()
+        metrics = trainer.train_step()
+    dict(metrics)
     ended = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "step.safetensors"

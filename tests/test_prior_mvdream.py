@@ -301,7 +301,7 @@ def test_configuration_builds_it_and_a_step_of_each_kind_runs(checkpoints: dict[
     assert isinstance(prior, MvdreamPrior)
     assert prior.dtype == torch.float32
     trainer = build(config, prior=prior)
-    metrics = trainer.train_step() | trainer.train_step()
+    metrics = {**trainer.train_step(), **trainer.train_step()}
     assert metrics["loss/sds"] > 0
     assert all(math.isfinite(value) for name, value in metrics.items() if name.startswith("loss/"))
 

@@ -1,9 +1,9 @@
-"""Copies to a device keep values and shapes, and do not make the host wait."""
+"""Copies between host and device keep values and shapes, and do not make the host wait."""
 
 import pytest
 import torch
 
-from corrdream.transfer import all_to_device, to_device
+from corrdream.transfer import HostCopy, all_to_device, to_device
 
 
 def test_several_tensors_arrive_as_they_were() -> None:
@@ -27,3 +27,23 @@ def test_host_does_not_wait_for_the_gpu() -> None:
         assert not torch.cuda.current_stream().query(), "the copy is queued, and the host is here already"
     torch.cuda.synchronize()
     assert torch.equal(moved.cpu(), values)
+
+
+def test_what_comes_to_the_host_is_there_at_once_from_the_cpu() -> None:
+    values = torch.arange(4.0)
+    copy = HostCopy(values)
+    assert copy.is_there
+    assert torch.equal(copy.read(), values)
+
+
+@pytest.mark.gpu
+def test_reading_waits_for_the_values_and_for_nothing_later() -> None:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        copy = HostCopy(torch.full((3,), 2.0, device="cuda") + 1)
+        assert not copy.is_there
+        torch.cuda._sleep(500_000_000)
+        assert copy.read().tolist() == [3.0] * 3
+        assert not stream.query(), "what was started later still runs"
+    torch.cuda.synchronize()

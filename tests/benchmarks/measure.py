@@ -92,7 +92,6 @@ def reset_peaks(device: torch.device) -> Callable[[], dict[str, float]]:
     """Begins to watch memory; the result says the peaks since."""
     if device.type != "cuda":
         return dict
-    torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     return lambda: {
         "allocated_mib": torch.cuda.max_memory_allocated() / MIB,

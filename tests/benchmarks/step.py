@@ -6,6 +6,7 @@ Cases: A 32 px, 8 views, distillation; B 32 px, 8 views, correspondence; C 128 p
 
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from corrdream.config import Config, load_config
 from corrdream.engine import build
 from corrdream.interfaces import MultiviewPrior
+from corrdream.step_metrics import StepMetrics
 from corrdream.trainer import Trainer
 from tests.benchmarks.measure import Measurement, Stopwatch, gpu_work, reset_peaks, summary
 
@@ -49,14 +51,17 @@ def measure_steps(
     limits_ms: dict[str, float],
     label: str = "",
 ) -> list[Measurement]:
-    """Cases in turn, as they follow each other in a run: every other step is a correspondence step."""
+    """Cases in turn, as they follow each other in a run: every other step is a correspondence step.
+
+    A step lasts from its start to the next one's on the device's clock: as in a run, nothing waits between them.
+    """
     steps = dict.fromkeys(cases, 0)
-    times: dict[str, list[float]] = {case: [] for case in cases}
-    samples: dict[str, list[float]] = {case: [] for case in cases}
+    starts: list[object] = []
+    figures: list[StepMetrics] = []
     memory: dict[str, dict[str, float]] = {case: {} for case in cases}
     watch = Stopwatch(device)
 
-    def take(case: str) -> dict[str, float]:
+    def take(case: str) -> StepMetrics:
         trainer.step = FIRST_STEP[case] + 2 * (steps[case] % 100)
         steps[case] += 1
         return trainer.train_step()
@@ -64,18 +69,18 @@ def measure_steps(
     for index in range(warmup + repeats):
         for case in cases:
             peaks = reset_peaks(device)
-            start = watch.now()
-            metrics = take(case)
-            spent = watch.milliseconds(start, watch.now())
+            starts.append(watch.now())
+            figures.append(take(case))
             if index >= warmup:
-                times[case].append(spent)
-                samples[case].append(metrics["samples"])
                 memory[case] = {key: max(value, memory[case].get(key, 0.0)) for key, value in peaks().items()}
+    starts.append(watch.now())
+    spent = [watch.milliseconds(start, end) for start, end in pairwise(starts)]
+    measured = {case: slice(warmup * len(cases) + place, None, len(cases)) for place, case in enumerate(cases)}
     return [
         summary(
             f"{label}{case}",
-            times[case],
-            samples=statistics.median(samples[case]),
+            spent[measured[case]],
+            samples=statistics.median(metrics["samples"] for metrics in figures[measured[case]]),
             limit_ms=limits_ms.get(case),
             **memory[case],
             **gpu_work(lambda case=case: take(case), device),
