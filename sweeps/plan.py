@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import signal
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -48,11 +49,16 @@ class Machine:
 def measure(config: Config, *, cpus: int, gpus: float) -> Measurement | None:
     """A run of few steps whose `progress` passes through every phase of the real one; None if it cannot be run here.
 
-    It runs in a process of its own, so that its memory is free again before the trials start.
+    It runs in a process of its own, so that its memory is free again before the trials start; Ctrl-C is not for it.
     """
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(_measure_here, config, cpus, gpus).result()
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process inherits it as it starts
+            try:
+                measured = pool.submit(_measure_here, config, cpus, gpus)
+            finally:
+                signal.signal(signal.SIGINT, before)
+            return measured.result()
     except (RuntimeError, BrokenProcessPool):  # no memory, no GPU: the estimate is missing, the sweep may still run
         return None
 
