@@ -64,7 +64,7 @@ def _choose(
             obstacles.append(obstacle)
     if asked != "auto":
         raise ConfigError(f"{obstacles[0]} {key}=auto takes what there is.")
-    return otherwise, "; ".join(obstacles).removesuffix(".")
+    return otherwise, "; ".join(obstacle.removesuffix(".") for obstacle in obstacles)
 
 
 def _obstacle(choice: str, load: Callable[[str], object], device: torch.device) -> str | None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -58,7 +59,12 @@ def open_run(
     if config is None:
         raise RunError(f"{path} is not a run folder: it has no config.yaml.")
     check_folder(path)
-    trainer = build(config, prior=prior, device=device)
+    try:
+        trainer = build(config, prior=prior, device=device)
+    except Exception:
+        with suppress(OSError):  # not empty, so not ours
+            path.rmdir()
+        raise
     run.path.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(run.path / "run.json", _provenance(command, config))
     save_config(config, run.config)

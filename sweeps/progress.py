@@ -12,7 +12,7 @@ from sweeps.parameters import describe
 from sweeps.results import Result, read_results, sort_key
 
 SHOW_EVERY_SECONDS = 10.0
-GRADE_SECONDS = 5.0  # turntable and grade of a trial, until one was seen
+GRADE_SECONDS = 20.0  # turntable and grade of a trial, until one was seen
 
 
 class Progress:
@@ -46,6 +46,7 @@ class Progress:
         self._seconds_spent = 0.0
         self._spent_before: dict[str, float] = {}
         self._grade_seconds = GRADE_SECONDS  # of the trial that was graded last
+        self._grading_since: dict[str, float] = {}
         self._finished: dict[str, Result] = {}  # read once: their files do not change any more
         self._read([trial for trial in sweep.trials if trial.name not in steps])
         self.running: set[str] = set()
@@ -57,6 +58,10 @@ class Progress:
         if trial.name not in self._trials:
             self._trials[trial.name] = trial
             self._left[trial.name] = int(trial.config["max_steps"])
+
+    def trial(self, name: str) -> PlannedTrial:
+        """The trial of that name."""
+        return self._trials[name]
 
     def start(self, name: str) -> None:
         """A process works on the trial (again)."""
@@ -84,6 +89,8 @@ class Progress:
                 self._grade_seconds = spent
         self._spent_before[name] = status["seconds"]
         self._left[name] = left
+        if not left:
+            self._grading_since.setdefault(name, time.monotonic())
         match status["state"]:
             case "failed":
                 self.fail(name, status["error"])
@@ -151,7 +158,10 @@ class Progress:
     def _seconds_left(self, pace: float) -> float:
         steps_left = self._steps_left({name: self._step(name) for name in self.running})
         left = [pace * steps + self._grade_seconds for steps in steps_left]
-        return max(sum(left) / self._concurrent, max(left, default=0.0))
+        since = [time.monotonic() - self._grading_since[name] for name in self.running & self._grading_since.keys()]
+        graded = sum(min(seconds, self._grade_seconds) for seconds in since)
+        longest = max((pace * steps + self._grade_seconds for steps in steps_left if steps), default=0.0)
+        return max((sum(left) - graded) / self._concurrent, longest)
 
     def _all_left(self, _steps: Mapping[str, int]) -> list[int]:
         return [steps for name, steps in self._left.items() if name not in self.ended]

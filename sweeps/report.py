@@ -132,7 +132,8 @@ def _comparison(page: _Page) -> str:
     note = (
         "Means with 95% bootstrap intervals, paired over prompts and then seeds."
         if pairs >= MIN_PAIRS
-        else f"Means over {pairs} prompt-seed pairs a setting; intervals are given from {MIN_PAIRS} pairs on."
+        else f"Means over {pairs} prompt-seed pairs a setting: too few for intervals (from {MIN_PAIRS} on), so "
+        "differences may be chance."
     )
     if marked is not None:
         note += " Small figures: difference to the default setting (dashed line)."

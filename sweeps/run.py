@@ -44,7 +44,7 @@ from sweeps.results import best_trial, compare_settings, count_faults, describe_
 from sweeps.saved import describe_saved, saved_steps
 from sweeps.schedule import Assignment
 from sweeps.summary import publish_summary, tracking_of
-from sweeps.table import format_table
+from sweeps.table import format_table, hint_of
 
 INTERRUPTED = 128 + signal.SIGINT
 REPORT_SECONDS = 2.5
@@ -194,6 +194,9 @@ def run(job: Job, placement: Placement, resources: Mapping[str, float], argument
         _say(f"Ray stopped: {error}")
     for trial in schedule.stopped_early():
         mark(job.folder, trial, "stopped early")
+    if interruption.exit_code is not None:
+        for name in progress.running:  # one that was still starting could not say itself that it was told to stop
+            mark(job.folder, progress.trial(name), "stopped")
     job = dataclasses.replace(job, sweep=load_sweep(job.folder))  # settings may have been added
     status = conclude(job, progress.errors, arguments, may_wait=interruption.exit_code is None)
     return status if interruption.exit_code is None else interruption.exit_code
@@ -211,6 +214,8 @@ def conclude(job: Job, errors: Mapping[str, str], arguments: argparse.Namespace,
     settings = compare_settings(job.sweep, results)
     table = format_table(settings) if any(result.status.state in DONE for result in results) else "No trial finished."
     print(f"\n{table}\n")
+    if hint := hint_of(settings):
+        print(f"{hint}\n")
     if unfinished := [result.trial for result in results if result.status.state not in (*DONE, "failed")]:
         print(f"saved        {describe_saved(saved_steps(job.folder, unfinished))}")
     if steps := describe_steps(results):

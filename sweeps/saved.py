@@ -32,7 +32,9 @@ def list_continued(saved: Mapping[str, int]) -> str:
 
 
 def describe_saved(saved: Mapping[str, int]) -> str:
-    """`2 interrupted trials, at steps 5, 9; 6 trials not begun`."""
+    """`2 interrupted trials, at steps 5, 9; 6 are still to begin`."""
     steps = sorted(step for step in saved.values() if step)
-    interrupted = f"{len(steps)} interrupted trials, at steps {', '.join(map(str, steps))}; " if steps else ""
-    return f"{interrupted}{len(saved) - len(steps)} trials not begun"
+    if not steps:
+        return f"no step yet of {len(saved)} trials"
+    others = f"; {len(saved) - len(steps)} are still to begin" if len(saved) > len(steps) else ""
+    return f"{len(steps)} interrupted trials, at steps {', '.join(map(str, steps))}{others}"

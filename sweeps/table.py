@@ -4,6 +4,19 @@ from collections.abc import Sequence
 
 from sweeps.parameters import leaf
 from sweeps.results import ALWAYS_SHOWN, METRICS, SettingRow, format_estimate, parameters_of
+from sweeps.statistics import MIN_PAIRS
+
+
+def hint_of(rows: Sequence[SettingRow]) -> str:
+    """What the table's marks mean, and whether its differences can be trusted; empty without a result."""
+    counts = [estimate.count for row in rows for estimate in row.means.values()]
+    if not any(counts):
+        return ""
+    few = (
+        f"n below {MIN_PAIRS}: too few for intervals, so differences may be chance." if max(counts) < MIN_PAIRS else ""
+    )
+    default = "* the default." if any(row.is_default for row in rows) else ""
+    return " ".join(filter(None, [default, few]))
 
 
 def format_table(rows: Sequence[SettingRow]) -> str:

@@ -110,11 +110,11 @@ def test_time_left_follows_the_plan_then_what_was_measured(tmp_path: Path):
     progress, names = make_progress(tmp_path, [])
     progress.start(names[0])
     assert "0 of 4 trials done, 1 running (starting)" in progress.line()
-    assert "about 50 s left" in progress.line()  # 4 x 40 steps of 0.5 s and 4 grades of 5 s, two at once
+    assert "about 80 s left" in progress.line()  # 4 x 40 steps of 0.5 s and 4 grades of 20 s, two at once
     progress.report(names[0], status(10, 10.0))
     progress.report(names[0], status(20, 20.0))
     assert "step 20/40" in progress.line()
-    assert "1.0 steps/s each, about 80 s left" in progress.line()
+    assert "1.0 steps/s each, about 2 min left" in progress.line()
 
 
 def test_a_trial_that_is_graded_is_shown_so_and_later_ones_are_expected_to_take_as_long(tmp_path: Path):
@@ -124,7 +124,9 @@ def test_a_trial_that_is_graded_is_shown_so_and_later_ones_are_expected_to_take_
     progress.report(names[0], status(20, 10.0))
     progress.report(names[0], status(40, 20.0))
     assert "1 running (grading)" in progress.line()
-    assert "2.0 steps/s each, about 40 s left" in progress.line()  # 3 x 20 s and 4 grades of 5 s, two at once
+    assert "2.0 steps/s each, about 70 s left" in progress.line()  # 3 x 20 s and 4 grades of 20 s, two at once
+    progress._grading_since[names[0]] -= 10.0
+    assert "about 65 s left" in progress.line(), "it shrinks while a trial is graded"
     progress.report(names[0], status(40, 28.0, "finished"))
     assert "2.0 steps/s each, about 42 s left" in progress.line()  # 3 x 20 s and 3 grades of 8 s
 

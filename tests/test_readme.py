@@ -102,7 +102,18 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, released: list[str], sma
     return folder
 
 
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are measured and meshed coarsely, which saves minutes; at full size in test_quality and test_runs."""
+    monkeypatch.setattr("corrdream.metrics.RESOLUTION", 16)
+    monkeypatch.setattr("corrdream.quality.NUM_VIEWS", 4)
+    monkeypatch.setattr("corrdream.quality.SAMPLING_STEPS", 2)
+    monkeypatch.setattr("corrdream.outputs.RESOLUTION", {"cpu": 16, "cuda": 16})
+    monkeypatch.setattr("corrdream.outputs.VIDEO_VIEWS", 4)
+
+
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("coarse")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # wandb-workspaces, when it is imported
 @pytest.mark.parametrize("command", readme_commands())
 def test_command_runs(

@@ -27,7 +27,7 @@ from sweeps.results import (
     write_csv,
 )
 from sweeps.statistics import Estimate
-from sweeps.table import format_table
+from sweeps.table import format_table, hint_of
 from tests.sweep_folders import LABELS, RESCALE, finish_trial, plan_sweep, write_sweep
 
 PROMPTS = ("a red cone on a blue cube", "a snowman", "a yellow duck")
@@ -128,6 +128,16 @@ def test_the_table_shows_every_setting_and_leaves_out_metrics_that_nothing_has(f
     assert lines[0].startswith("guidance_rescale")
     assert "floaters" not in lines[0]
     assert re.search(r"^0\.5 \*\s+5\s+0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", lines[4])
+
+
+def test_few_pairs_are_said_to_be_few(finished: tuple[SweepFolder, Sweep]):
+    folder, sweep = finished
+    rows = compare_settings(sweep, read_results(sweep, folder))
+    assert hint_of(rows) == "* the default."
+    assert hint_of([row for row in rows if not row.is_default]) == ""
+    few = compare_settings(sweep, [result for result in read_results(sweep, folder) if result.trial.seed == 0][:2])
+    assert hint_of(few).endswith("n below 5: too few for intervals, so differences may be chance.")
+    assert hint_of([]) == ""
 
 
 def test_estimates_are_written_with_their_interval_where_they_have_one():

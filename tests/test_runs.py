@@ -205,3 +205,14 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"cannot be a run folder: .*file is a file"):
         check_folder(tmp_path / "file" / "run")
+
+
+def test_a_run_that_cannot_be_built_leaves_no_folder(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    refused = dataclasses.replace(config, weights=str(tmp_path / "nothing.safetensors"))
+    for name in ("new", "mine"):
+        with pytest.raises(ValueError, match=r"nothing\.safetensors"):
+            open_run(tmp_path / name, refused)
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "mine" / "notes.txt").exists()

@@ -1,15 +1,16 @@
 """What interrupted trials have saved, in the plan that goes on and at the end of what was interrupted."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from corrdream.checkpoint import checkpoint_path
-from sweeps.folders import Status, Sweep, SweepFolder, create_sweep, write_status
+from sweeps.folders import Status, Sweep, SweepFolder, create_sweep, read_status, write_status
 from sweeps.jobs import resumed_job
 from sweeps.options import parse
 from sweeps.plan import format_plan
-from sweeps.run import conclude
+from sweeps.run import conclude, mark
 from sweeps.saved import describe_saved, list_continued, saved_steps
 from tests.sweep_folders import finish_trial, plan_sweep
 
@@ -36,8 +37,19 @@ def test_trials_go_on_from_their_newest_checkpoints(interrupted: tuple[SweepFold
     saved = saved_steps(folder, sweep.trials)
     assert saved == dict(zip(names, (5, 9, 0, 0), strict=True))
     assert list_continued(saved) == f"{names[0]} from step 5\n{names[1]} from step 9"
-    assert describe_saved(saved) == "2 interrupted trials, at steps 5, 9; 2 trials not begun"
-    assert describe_saved({"a": 0}) == "1 trials not begun"
+    assert describe_saved(saved) == "2 interrupted trials, at steps 5, 9; 2 are still to begin"
+    assert describe_saved({"a": 0}) == "no step yet of 1 trials"
+
+
+def test_a_trial_that_was_still_starting_is_marked_as_stopped_and_not_taken_for_lost(
+    interrupted: tuple[SweepFolder, Sweep],
+):
+    folder, sweep = interrupted
+    trial = sweep.trials[3]
+    begun = Status(identity=trial.identity, state="running", attempts=1)
+    write_status(folder.trial(trial.name), begun)
+    mark(folder, trial, "stopped")
+    assert read_status(folder.trial(trial.name), trial.identity) == dataclasses.replace(begun, state="stopped")
 
 
 def test_a_plan_lists_a_few_of_them_below_each_other():
@@ -54,10 +66,10 @@ def test_without_a_finished_trial_the_end_says_what_is_saved_and_shows_no_table(
     arguments = parse(["--resume", "one", "--storage", str(folder.path.parent), "--wandb", "disabled"])
     assert conclude(resumed_job(folder, arguments), {}, arguments) == 1
     said = capsys.readouterr().out
-    assert "No trial finished.\n\nsaved        2 interrupted trials, at steps 5, 9; 2 trials not begun\n" in said
+    assert "No trial finished.\n\nsaved        2 interrupted trials, at steps 5, 9; 2 are still to begin\n" in said
     assert "guidance_rescale" not in said
     finish_trial(folder, sweep.trials[0], viou=0.5)
     assert conclude(resumed_job(folder, arguments), {}, arguments) == 1
     said = capsys.readouterr().out
-    assert "saved        1 interrupted trials, at steps 9; 2 trials not begun\n" in said
+    assert "saved        1 interrupted trials, at steps 9; 2 are still to begin\n" in said
     assert "guidance_rescale" in said
