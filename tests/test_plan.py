@@ -17,7 +17,7 @@ from sweeps.plan import (
     measure,
     this_machine,
 )
-from sweeps.progress import Progress, format_seconds
+from sweeps.progress import GRADE_SECONDS, Progress, format_seconds
 from tests.sweep_folders import finish_trial, plan_sweep, tiny_overrides
 
 MEASURED = Measurement(seconds_per_step=0.5, start_seconds=4.0, memory_bytes=1e9, checkpoint_bytes=10e6)
@@ -52,7 +52,8 @@ def test_a_trial_that_no_machine_part_can_hold_is_refused():
 
 def test_time_is_steps_over_places_but_at_least_the_rounds_of_the_longest_trial():
     fixed = estimate_seconds(MEASURED, [], 1)
-    assert estimate_seconds(MEASURED, [100] * 8, 2) - fixed == pytest.approx(8 / 2 * 100 * 0.5, rel=0.3)
+    expected = 8 / 2 * (100 * 0.5 + GRADE_SECONDS)
+    assert estimate_seconds(MEASURED, [100] * 8, 2) - fixed == pytest.approx(expected, rel=0.1)
     assert estimate_seconds(MEASURED, [100] * 3, 2) > estimate_seconds(MEASURED, [100] * 2, 2)
     assert estimate_seconds(MEASURED, [1000, 1, 1], 3) >= 500
     assert "0.50 s a step" in describe_time(MEASURED, [100], 1)
