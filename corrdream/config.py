@@ -51,9 +51,8 @@ class PriorConfig:
 class CamerasConfig:
     """Random multi-view cameras and lights; angles in degrees, distances in world units."""
 
-    batch_size: Annotated[Schedule, Range(low=1, whole=True)] = (
-        4  # views a step, a multiple of the prior's number of views
-    )
+    # views a step, a multiple of the prior's number of views
+    batch_size: Annotated[Schedule, Range(low=1, whole=True)] = 4
     resolution: Annotated[Schedule, Range(low=8, whole=True)] = dataclasses.field(
         default_factory=lambda: Piecewise(progress=[0.0, 0.7], values=[32.0, 64.0], interpolate="hold")
     )
@@ -114,9 +113,8 @@ class DenseGridConfig:
     """Sum of dense trilinear grids, one a resolution, whose channels are the field's outputs themselves."""
 
     resolutions: Annotated[tuple[int, ...], Range(low=2)] = (8, 16, 32, 64)
-    albedo_gain: NotNegative = (
-        1.0  # albedo logits a unit of a node: the albedo's learning rate relative to the density's
-    )
+    # albedo logits a unit of a node: the albedo's learning rate relative to the density's
+    albedo_gain: NotNegative = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
