@@ -134,7 +134,7 @@ def test_a_job_outlives_its_submitter_and_a_host(cluster: Cluster):
     assert rows == list(range(1, STEPS + 1)), "and took each step once"
 
     def succeeded() -> bool:
-        return "SUCCEEDED" in cluster.user(f"ray exec {cluster.file} 'ray job status second'")[1]
+        return "'second' succeeded" in cluster.user(f"ray exec {cluster.file} 'ray job status second'")[1]
 
     wait_for(succeeded, "the job's success", seconds=120)
     _, log = cluster.user(f"ray exec {cluster.file} 'ray job logs second'")
@@ -171,7 +171,7 @@ def test_the_batch_file_of_slurm_runs_a_sweep_in_its_allocation_and_resumes_it(c
     (head.home / "bin").mkdir()
     (head.home / "bin" / "srun").write_text(SRUN)
     (head.home / "bin" / "srun").chmod(0o755)
-    run_batch(head, worker, f"--grid {grid} --name batch")
+    run_batch(head, worker, f"--grid {grid} --name batch --seeds 7")  # no trial that the others have finished
     sweep = cluster.storage / "batch"
     assert states(sweep) == ["finished"] * 4
     assert hosts_of(sweep) == {"head", "worker1"}
