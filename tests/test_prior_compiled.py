@@ -110,6 +110,21 @@ def test_graphs_do_not_depend_on_each_others_lives() -> None:
 
 
 @pytest.mark.gpu
+def test_captured_gradient_is_that_of_its_own_call_or_an_error() -> None:
+    prepared = PreparedFunction(lambda x: (x.square(), 3 * x), "it", "graph")
+    for _ in range(2):
+        x = torch.arange(3.0, device="cuda").requires_grad_()
+        square, triple = prepared(x)
+        PreparedFunction(lambda x: (x.exp(),), "other", "graph")(x.detach())  # another graph in between
+        (gradient,) = torch.autograd.grad((square + triple).sum(), x)
+        assert gradient.tolist() == [3, 5, 7]
+    first, _ = prepared(x)
+    prepared(2 * x)
+    with pytest.raises(RuntimeError, match="cannot be differentiated after the next one"):
+        torch.autograd.grad(first.sum(), x)
+
+
+@pytest.mark.gpu
 @pytest.mark.usefixtures("float32")
 class TestCapturedPrior(MultiviewPriorContract):
     @pytest.fixture(scope="class")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -50,6 +51,10 @@ class Autoencoder(nn.Module):
             layers_per_block=shape.layers_per_block,
             norm_num_groups=shape.norm_groups,
         )
+        # One head of 512 channels: too wide for fused attention, whose fallback takes ten times longer backward.
+        attention = self.vae.encoder.mid_block.attentions[0]
+        attention.set_processor(AttnProcessor())
+        attention.upcast_softmax = False  # torch's is exact enough in any type, and keeps float64
 
     def encode(
         self, images: Float[Tensor, "B H W 3"], size: int, noise: Float[Tensor, "B C h w"] | None = None

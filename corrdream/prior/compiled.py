@@ -9,8 +9,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 class PreparedFunction:
     """A function of tensors; for each shape of its arguments a version that is prepared at the first call.
 
-    full: compiled, and without gradient on a GPU also captured; graph: captured only; eager: the function itself.
+    full: compiled, and on a GPU also captured; graph: captured only; eager: the function itself.
     """
 
     def __init__(self, function: TensorFunction, name: str, compilation: Compilation) -> None:
@@ -45,6 +46,7 @@ class PreparedFunction:
         if key not in self._versions:
             start = time.monotonic()
             self._versions[key] = self._prepare(arguments)
+            torch.cuda.empty_cache()  # of what preparing needed and a call does not
             shape = "x".join(map(str, arguments[0].shape))
             self.seconds[shape] = time.monotonic() - start
             log.info("Prepared %s for %s (%s) in %.1f s.", self.name, shape, self.compilation, self.seconds[shape])
@@ -55,8 +57,9 @@ class PreparedFunction:
         version = self.function
         if self.compilation == "full":
             version = self._improve(version, "compiled", lambda plain: _compile(plain, arguments))
-        if not _needs_gradient(arguments) and arguments[0].device.type == "cuda":
-            version = self._improve(version, "captured", lambda plain: CapturedCall(plain, arguments))
+        if arguments[0].device.type == "cuda":
+            capture = CapturedGradient if _needs_gradient(arguments) else CapturedCall
+            version = self._improve(version, "captured", lambda plain: capture(plain, arguments))
         return version
 
     def _improve(
@@ -81,7 +84,8 @@ class PreparedFunction:
 def _compile(function: TensorFunction, arguments: tuple[Tensor, ...]) -> TensorFunction:
     """The compiled function, called once: that is when it is compiled."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache() / "compiled"))
-    version = torch.compile(function, dynamic=False)
+    # Channels last throughout: left to itself, the compiler keeps a graph with a gradient as it finds it.
+    version = torch.compile(function, dynamic=False, options={"force_layout_optimization": True})
     detached = [argument.detach().requires_grad_(argument.requires_grad) for argument in arguments]
     outputs = version(*detached)
     if _needs_gradient(arguments):
@@ -109,12 +113,14 @@ class CapturedCall:
         self._arguments = tuple(argument.detach().clone() for argument in arguments)
         self._graph = torch.cuda.CUDAGraph()
         self._warm_up(function)
+        # Results are copied out before another graph runs, so all graphs may work in the same memory.
+        pool = _memory_pool().id
         try:
-            # Results are copied out before another graph runs, so all graphs may work in the same memory.
-            with torch.cuda.graph(self._graph, pool=_memory_pool().id, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
                 self._results = function(*self._arguments)
         except RuntimeError:
-            _memory_pool.cache_clear()  # a pool of which a capture failed takes no other
+            with suppress(RuntimeError):  # a capture that the device broke off leaves the pool in use
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
             raise
 
     def _warm_up(self, function: TensorFunction) -> None:
@@ -131,6 +137,32 @@ class CapturedCall:
             place.copy_(argument)
         self._graph.replay()
         return tuple(result.clone() for result in self._results)
+
+
+class CapturedGradient:
+    """One call and its backward pass as two CUDA graphs, in memory of their own: others run between the two."""
+
+    def __init__(self, function: TensorFunction, arguments: tuple[Tensor, ...]) -> None:
+        samples = tuple(argument.detach().clone().requires_grad_(argument.requires_grad) for argument in arguments)
+        self._call = cast(TensorFunction, torch.cuda.make_graphed_callables(function, samples))
+        self._calls = 0
+
+    def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """The results of these arguments, to be differentiated before the next call: RuntimeError if after it."""
+        results = self._call(*arguments)
+        self._calls += 1
+        this = self._calls
+
+        def check(_: Tensor) -> None:
+            if self._calls != this:
+                raise RuntimeError(
+                    "a captured call cannot be differentiated after the next one; prior.compile=eager can"
+                )
+
+        for result in results:
+            if result.requires_grad:
+                result.register_hook(check)
+        return tuple(result.clone() for result in results)
 
 
 @cache

@@ -176,7 +176,10 @@ class MvdreamPrior:
         converted = published_unet_weights(unet, weights)
         assert len(converted) == len(weights), "each of the file's weights goes somewhere"
         unet.load_state_dict(converted, assign=True)
-        return unet.to(self.device, self.dtype).eval().requires_grad_(False)
+        unet.to(self.device, self.dtype)
+        if self.device.type == "cuda":
+            unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
+        return unet.eval().requires_grad_(False)
 
     def _build_autoencoder(self, weights: Mapping[str, Tensor], compilation: Compilation) -> Autoencoder:
         with torch.device("meta"):
