@@ -25,9 +25,12 @@ def in_full_precision(features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C 
 
 def unit_features(features: Float[Tensor, "B C h w"], size: int) -> Float[Tensor, "B C S S"]:
     """Features upsampled bicubically to `size` x `size` pixels, of unit length at every pixel (zero where none)."""
-    upsampled = F.interpolate(features, size=(size, size), mode="bicubic", align_corners=False)
-    length: Tensor = torch.linalg.vector_norm(upsampled, dim=1, keepdim=True)
-    return upsampled / length.clamp_min(torch.finfo(length.dtype).tiny)
+    if features.is_cuda:
+        features = features.contiguous()  # bicubic upsampling takes several times longer of channels last
+    if features.shape[-2:] != (size, size):
+        features = F.interpolate(features, size=(size, size), mode="bicubic", align_corners=False)
+    length: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return features / length.clamp_min(torch.finfo(length.dtype).tiny)
 
 
 def correlation(source: Float[Tensor, "B C S S"], target: Float[Tensor, "B C S S"]) -> Float[Tensor, "B n n"]:

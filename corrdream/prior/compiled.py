@@ -119,7 +119,8 @@ class CapturedCall:
             with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
                 self._results = function(*self._arguments)
         except RuntimeError:
-            with suppress(RuntimeError):  # a capture that the device broke off leaves the pool in use
+            _memory_pool.cache_clear()  # a pool of which a capture failed takes no other
+            with suppress(RuntimeError):  # and stays in use, which would abort the process at its end
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
             raise
 
