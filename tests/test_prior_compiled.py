@@ -2,10 +2,12 @@
 
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from corrdream.config import ConfigError, load_config
 from corrdream.engine import pick_compilation
@@ -72,6 +74,21 @@ def test_compiled_function_equals_the_plain_one_with_its_gradient() -> None:
             (gradient,) = torch.autograd.grad(ours[0].square().sum() + ours[1], x)
             torch.testing.assert_close(gradient, expected)
     assert not prepared.failed
+
+
+@compiler
+@pytest.mark.parametrize("own", [False, True])
+def test_compiled_code_is_kept_where_it_was_asked_for(
+    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORRDREAM_CACHE", str(tmp_path / "ours"))
+    # Without a choice of the user's, torch has filled in its own default by the time that diffusers is imported.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch's" if own else default_cache_dir()))
+    factor = 3 + int(own)  # a graph of its own
+    prepared = PreparedFunction(lambda x: (factor * x + 1,), "it", "full")
+    assert prepared(torch.ones(5))[0].tolist() == [factor + 1] * 5
+    assert any((tmp_path / ("torch's" if own else "ours/compiled")).iterdir())
+    assert (tmp_path / "ours" / "compiled").exists() is not own
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from corrdream.prior.text_cache import default_cache
 
@@ -83,7 +84,8 @@ class PreparedFunction:
 
 def _compile(function: TensorFunction, arguments: tuple[Tensor, ...]) -> TensorFunction:
     """The compiled function, called once: that is when it is compiled."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache() / "compiled"))
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):  # torch fills in its own
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(default_cache() / "compiled")
     # Channels last throughout: left to itself, the compiler keeps a graph with a gradient as it finds it.
     version = torch.compile(function, dynamic=False, options={"force_layout_optimization": True})
     detached = [argument.detach().requires_grad_(argument.requires_grad) for argument in arguments]
