@@ -38,6 +38,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def provenance(self) -> Path:
+        """The command, versions and the run's name for W&B."""
+        return self.path / "run.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Directory of the checkpoints."""
         return self.path / "checkpoints"

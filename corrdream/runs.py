@@ -55,6 +55,8 @@ def open_run(
             raise RunError(f"run folder {path} holds a run with another configuration; choose another folder.")
         trainer = build(config or saved, prior=prior, device=device)
         restore(trainer, run, next(valid_checkpoints(run.checkpoints), None))
+        if not run.provenance.exists():  # lost on the way here: the run goes on under a new name
+            artifacts.write_json(run.provenance, _provenance(command, saved))
         return trainer, run
     if config is None:
         raise RunError(f"{path} is not a run folder: it has no config.yaml.")
@@ -66,7 +68,7 @@ def open_run(
             path.rmdir()
         raise
     run.path.mkdir(parents=True, exist_ok=True)
-    artifacts.write_json(run.path / "run.json", _provenance(command, config))
+    artifacts.write_json(run.provenance, _provenance(command, config))
     save_config(config, run.config)
     return trainer, run
 

@@ -138,7 +138,7 @@ def open_tracker(run: RunFolder, config: Config) -> Tracker:
 
 def _run_id(run: RunFolder) -> str:
     """The run's own, so that every attempt continues the same W&B run."""
-    provenance = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+    provenance = json.loads(run.provenance.read_text(encoding="utf-8"))
     return str(provenance.get("id", provenance["identity"]))  # runs of earlier versions have no id
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,19 @@ def test_a_continued_run_equals_the_uninterrupted_one(finished: Path, tmp_path: 
     trainer.fit(run)
     assert_same(tensors(path, STEPS), tensors(finished, STEPS))
     assert losses(path) == losses(finished)
+
+
+def test_run_without_its_provenance_goes_on_under_a_new_name(finished: Path, config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "copied"
+    shutil.copytree(finished, path)
+    before = json.loads((path / "run.json").read_text())
+    (path / "run.json").unlink()
+    trainer, run = open_run(path)
+    assert trainer.step == STEPS
+    after = json.loads(run.provenance.read_text())
+    assert after.keys() == before.keys()
+    assert after["identity"] == before["identity"]
+    assert after["id"] != before["id"]
 
 
 def test_any_checkpoint_can_be_continued_in_a_new_folder(finished: Path, tmp_path: Path) -> None:

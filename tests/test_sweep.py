@@ -25,6 +25,8 @@ from sweeps.folders import SweepFolder, load_sweep, read_status
 from sweeps.run import main
 from tests.sweep_folders import RESCALE, STEPS, WINDOW, write_grid
 
+pytestmark = pytest.mark.timeout(600)  # the whole sweep with its kills: 170 s on two quiet cores
+
 ROOT = Path(__file__).parent.parent
 WARNINGS = "default,ignore::ResourceWarning"  # W&B leaves temporary folders to the end of the interpreter
 KILL_WORKER_AT, KILL_DRIVER_AT = 65, 90

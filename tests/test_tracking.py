@@ -175,12 +175,15 @@ def test_wandb_keeps_out_of_the_machines_temporary_files(tmp_path: Path):
         " called = WandbRun(run_id='a', name='a');"
         " open_wandb_run(Path(sys.argv[1]), called, mode='offline', config={}).finish();"
         " left = lambda: len(list(Path(os.environ['TMPDIR']).glob('*wandb*'))); before = left(); end_wandb();"
-        " print(before, left())"  # the socket's, and none
+        " print(before, left())"  # the socket's and what is just being written, then none
     )
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}  # one of its own
     with TemporaryDirectory() as short:  # a socket's path has 107 characters at most
         command = [sys.executable, "-c", code, tmp_path]
-        assert subprocess.check_output(command, env=environment | {"TMPDIR": short}, text=True) == "1 0\n"
+        printed = subprocess.check_output(command, env=environment | {"TMPDIR": short}, text=True)
+    before, after = map(int, printed.split())
+    assert before >= 1
+    assert after == 0
 
 
 def test_wandb_holds_group_name_tags_and_the_nested_configuration(tracked: Path):
