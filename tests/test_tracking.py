@@ -175,7 +175,7 @@ def test_wandb_keeps_out_of_the_machines_temporary_files(tmp_path: Path):
         " called = WandbRun(run_id='a', name='a');"
         " open_wandb_run(Path(sys.argv[1]), called, mode='offline', config={}).finish();"
         " left = lambda: len(list(Path(os.environ['TMPDIR']).glob('*wandb*'))); before = left(); end_wandb();"
-        " print(before, left())"  # the socket's and what is just being written, then none
+        " print(before, left())"  # the socket's (two entries were seen on a loaded machine), then none
     )
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}  # one of its own
     with TemporaryDirectory() as short:  # a socket's path has 107 characters at most
