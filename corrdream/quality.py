@@ -20,7 +20,7 @@ from torch import Tensor
 
 from corrdream import metrics
 from corrdream.cameras import lights_at_cameras, shift_azimuth
-from corrdream.correspondence import StreamedMatching, correspondence_loss
+from corrdream.correspondence import StreamedMatching, correspondence_loss, opaque_pixels
 from corrdream.diffusion import add_noise
 from corrdream.interfaces import MultiviewPrior
 from corrdream.prior.sampling import sample_views
@@ -130,25 +130,28 @@ def match_residual(scene: SceneView, prior: MultiviewPrior) -> float | None:
         c2w=torch.cat([cameras.c2w, twins.c2w]),
         blocks=correspondence.feature_blocks,
     )
+    settings = dataclasses.replace(
+        correspondence_settings(correspondence),
+        depth_convention="z_depth",
+        depth_normalization="opacity",
+        direction="both",
+        epipolar_threshold_unit="scaled_pixels",
+        epipolar_projection="normal_form",
+        confidence="normalized",
+        reduction="mean",
+    )
+    generator = torch.Generator().manual_seed(0)
     output = correspondence_loss(
         source,
         target,
         cameras,
         twins,
+        source_pixels=opaque_pixels(source.opacity, settings=settings, generator=generator),
+        target_pixels=opaque_pixels(target.opacity, settings=settings, generator=generator),
         source_features=[feature.chunk(2)[0] for feature in features],
         target_features=[feature.chunk(2)[1] for feature in features],
         matching=StreamedMatching(),
-        settings=dataclasses.replace(
-            correspondence_settings(correspondence),
-            depth_convention="z_depth",
-            depth_normalization="opacity",
-            direction="both",
-            epipolar_threshold_unit="scaled_pixels",
-            epipolar_projection="normal_form",
-            confidence="normalized",
-            reduction="mean",
-        ),
-        generator=torch.Generator().manual_seed(0),
+        settings=settings,
     )
     residual = float(output.residual)
     return residual if math.isfinite(residual) else None

@@ -24,7 +24,7 @@ from corrdream.checkpoint import (
     save_checkpoint,
 )
 from corrdream.config import Config, config_to_dict
-from corrdream.correspondence import correspondence_loss
+from corrdream.correspondence import correspondence_loss, opaque_pixels
 from corrdream.diffusion import add_noise
 from corrdream.guidance import score_distillation
 from corrdream.interfaces import Marching, Matching, MultiviewPrior
@@ -199,17 +199,23 @@ class Trainer:
         twin_look = look if config.appearance == "shared" else self.draw_look(settings)
         with torch.set_grad_enabled(config.direction == "both"):
             twin = self.render(twin_cameras, twin_lights, twin_look)
+        matching_settings = correspondence_settings(config)
+        source_pixels, target_pixels = (
+            opaque_pixels(rendering.opacity, settings=matching_settings, generator=self.generator)
+            for rendering in (images, twin)
+        )
         source_features, target_features = self.twin_features(images, twin, cameras, twin_cameras)
         output = correspondence_loss(
             images,
             twin,
             cameras,
             twin_cameras,
+            source_pixels=source_pixels,
+            target_pixels=target_pixels,
             source_features=source_features,
             target_features=target_features,
             matching=self.matching,
-            settings=correspondence_settings(config),
-            generator=self.generator,
+            settings=matching_settings,
         )
         if self.is_last_before_preview():
             self.match_view = MatchView(

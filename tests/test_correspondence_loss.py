@@ -12,9 +12,12 @@ from corrdream.correspondence import (
     StreamedMatching,
     VolumeMatching,
     correspondence_loss,
-    find_matches,
+    find_candidates,
+    keep_matches,
+    opaque_pixels,
 )
 from corrdream.correspondence.loss import (
+    OpaquePixels,
     match_depths,
     match_loss,
     match_residual,
@@ -23,6 +26,7 @@ from corrdream.correspondence.loss import (
     reproject,
     smooth_opacity,
 )
+from corrdream.interfaces import Similarity
 from corrdream.structures import CameraBatch, CorrespondenceOutput, Matches, RenderOutput
 from tests.sphere import camera_pairs, position_features, render_sphere, rendering, seen_by_both
 
@@ -57,6 +61,34 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+def pixels_of(
+    source: RenderOutput, target: RenderOutput, settings: CorrespondenceSettings, draws: torch.Generator | None = None
+) -> dict[str, OpaquePixels]:
+    """What looks for a match in both renderings."""
+    draws = draws or generator()
+    return {
+        name: opaque_pixels(image.opacity, settings=settings, generator=draws)
+        for name, image in (("source_pixels", source), ("target_pixels", target))
+    }
+
+
+def find_matches(
+    similarity: Similarity,
+    source_opacity: Tensor,
+    target_opacity: Tensor,
+    source: CameraBatch,
+    target: CameraBatch,
+    *,
+    settings: CorrespondenceSettings,
+) -> Matches:
+    """Both steps in one."""
+    pixels = [
+        opaque_pixels(opacity, settings=settings, generator=generator()) for opacity in (source_opacity, target_opacity)
+    ]
+    candidates = find_candidates(similarity, *pixels, source, target, settings=settings)
+    return keep_matches(candidates, similarity, num_views=len(source_opacity), settings=settings)
+
+
 def errors_at_true_geometry(settings: CorrespondenceSettings, **camera: Any) -> Tensor:
     """Distances in pixels between the true match and the reprojection of a perfect rendering."""
     radius = camera.pop("radius")
@@ -86,11 +118,11 @@ def sphere_step(
         images[second],
         cameras[first],
         cameras[second],
+        **pixels_of(images[first], images[second], settings),
         source_features=features[first],
         target_features=features[second],
         matching=StreamedMatching(),
         settings=settings,
-        generator=generator(),
     )
     return output, images[first], images[second]
 
@@ -256,9 +288,7 @@ def test_matches_are_opaque_close_to_their_line_and_inside() -> None:
     features = [torch.randn(2, 16, 32, 32, generator=generator())], [torch.randn(2, 16, 32, 32, generator=generator())]
     images = [render_sphere(view_set, RADIUS) for view_set in (cameras, twins)]
     similarity = VolumeMatching().similarity(*features, size=32)
-    matches = find_matches(
-        similarity, images[0].opacity, images[1].opacity, cameras, twins, settings=RIGHT, generator=generator()
-    )
+    matches = find_matches(similarity, images[0].opacity, images[1].opacity, cameras, twins, settings=RIGHT)
     column, row = matches.source_xy.unbind(1)
     assert bool((smooth_opacity(images[0].opacity, 3)[matches.view, row, column] > 0.99).all())
     landing = matches.target_xy.long()
@@ -291,7 +321,7 @@ def test_small_moves_up_keep_matches_in_normal_form() -> None:
     target = dataclasses.replace(level, c2w=raised)
     similarity = VolumeMatching().similarity([features], [features], size=16)
     kept = [
-        len(find_matches(similarity, image, image, source, target, settings=settings, generator=generator()).view)
+        len(find_matches(similarity, image, image, source, target, settings=settings).view)
         for settings in (RELEASED, RIGHT)
     ]
     assert kept[0] == 0
@@ -303,16 +333,17 @@ def test_without_matches_the_loss_is_zero_with_a_zero_gradient() -> None:
     distance = torch.ones(2, 16, 16, requires_grad=True)
     transparent = rendering(torch.zeros(2, 16, 16), distance)
     features = [torch.randn(2, 8, 16, 16, generator=generator())]
+    both = dataclasses.replace(RIGHT, direction="both")
     output = correspondence_loss(
         transparent,
         transparent,
         cameras,
         twins,
+        **pixels_of(transparent, transparent, both),
         source_features=features,
         target_features=features,
         matching=StreamedMatching(),
-        settings=dataclasses.replace(RIGHT, direction="both"),
-        generator=generator(),
+        settings=both,
     )
     assert output.loss == 0
     assert output.residual.isnan()
@@ -343,12 +374,8 @@ def test_max_matches_takes_a_part_of_the_candidates_and_draws_only_then() -> Non
     assert part < everything
     assert len(part) <= 2 * 50
     unused = generator()
-    find = {"settings": RIGHT, "generator": unused}
-    cameras, twins = camera_pairs(1, size=16)
-    opacity = render_sphere(cameras, RADIUS).opacity
-    features = [torch.randn(1, 8, 16, 16, generator=generator())]
-    similarity = VolumeMatching().similarity(features, features, size=16)
-    find_matches(similarity, opacity, opacity, cameras, twins, **find)
+    image = render_sphere(camera_pairs(1, size=16)[0], RADIUS)
+    pixels_of(image, image, RIGHT, unused)
     assert torch.equal(unused.get_state(), generator().get_state())
 
 
@@ -363,16 +390,17 @@ def test_both_matchings_give_the_same_loss() -> None:
     cameras, twins = camera_pairs(2)
     images = [render_sphere(view_set, RADIUS) for view_set in (cameras, twins)]
     features = [[position_features(view_set, RADIUS, 16)] for view_set in (cameras, twins)]
+    both = dataclasses.replace(RIGHT, direction="both")
     losses = [
         correspondence_loss(
             *images,
             cameras,
             twins,
+            **pixels_of(*images, both),
             source_features=features[0],
             target_features=features[1],
             matching=matching,
-            settings=dataclasses.replace(RIGHT, direction="both"),
-            generator=generator(),
+            settings=both,
         ).loss
         for matching in (VolumeMatching(), StreamedMatching())
     ]

@@ -17,7 +17,13 @@ from torch.nn import functional as F
 from corrdream.blocks.shapes import Shape, pack_shapes
 from corrdream.blocks.training_data import NUM_SETS, ViewSets, render_view_sets
 from corrdream.cameras import project
-from corrdream.correspondence import CorrespondenceSettings, StreamedMatching, find_matches
+from corrdream.correspondence import (
+    CorrespondenceSettings,
+    StreamedMatching,
+    find_candidates,
+    keep_matches,
+    opaque_pixels,
+)
 from corrdream.correspondence.matching import unit_features
 from corrdream.diffusion import add_noise
 from corrdream.interfaces import MultiviewPrior
@@ -176,15 +182,15 @@ def _match_chunk(source: Sequence[Tensor], target: Sequence[Tensor], pairs: View
     best = _best_cosine(source, target, size)[view, row * size + column]
     raw_xy = torch.stack([best % size, best // size], dim=-1) + 0.5
     similarity = StreamedMatching().similarity(source, target, size=size)
-    matches = find_matches(
-        similarity,
-        pairs.source_mask.float(),
-        pairs.target_mask.float(),
-        pairs.source,
-        pairs.target,
-        settings=SETTINGS,
-        generator=torch.Generator(view.device).manual_seed(0),
+    generator = torch.Generator(view.device).manual_seed(0)
+    source_pixels, target_pixels = (
+        opaque_pixels(mask.float(), settings=SETTINGS, generator=generator)
+        for mask in (pairs.source_mask, pairs.target_mask)
     )
+    candidates = find_candidates(
+        similarity, source_pixels, target_pixels, pairs.source, pairs.target, settings=SETTINGS
+    )
+    matches = keep_matches(candidates, similarity, num_views=len(pairs.source_mask), settings=SETTINGS)
     where = (matches.view, matches.source_xy[:, 1], matches.source_xy[:, 0])
     counted = pairs.visible[where]
     return MatchQuality(

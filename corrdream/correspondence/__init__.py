@@ -1,6 +1,12 @@
 """Cross-view correspondences from the prior's features, and the loss that holds rendered depths to them."""
 
-from corrdream.correspondence.loss import CorrespondenceSettings, correspondence_loss, find_matches
+from corrdream.correspondence.loss import (
+    CorrespondenceSettings,
+    correspondence_loss,
+    find_candidates,
+    keep_matches,
+    opaque_pixels,
+)
 from corrdream.correspondence.matching import VolumeMatching
 from corrdream.correspondence.matching_streamed import StreamedMatching
 
@@ -9,5 +15,7 @@ __all__ = [
     "StreamedMatching",
     "VolumeMatching",
     "correspondence_loss",
-    "find_matches",
+    "find_candidates",
+    "keep_matches",
+    "opaque_pixels",
 ]

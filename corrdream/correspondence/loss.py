@@ -12,7 +12,7 @@ from typing import Literal, assert_never
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corrdream.cameras import distance_to_depth
@@ -57,32 +57,56 @@ class CorrespondenceSettings:
     reduction: Literal["sum", "mean"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpaquePixels:
+    """Where a rendering is opaque, and the pixels that look for a match."""
+
+    mask: Bool[Tensor, "B S S"]
+    view: Int[Tensor, " N"]
+    pixel: Int[Tensor, " N"]  # row S + column
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """Each source pixel's best target, moved to its epipolar line, and whether it is a match."""
+
+    view: Int[Tensor, " N"]
+    pixel: Int[Tensor, " N"]
+    source_xy: Int[Tensor, "N 2"]
+    on_line_xy: Float[Tensor, "N 2"]
+    landing: Int[Tensor, " N"]  # the target pixel that contains it
+    survives: Bool[Tensor, " N"]
+
+
 def correspondence_loss(
     source: RenderOutput,
     target: RenderOutput,
     source_cameras: CameraBatch,
     target_cameras: CameraBatch,
     *,
+    source_pixels: OpaquePixels,
+    target_pixels: OpaquePixels,
     source_features: Sequence[Tensor],
     target_features: Sequence[Tensor],
     matching: Matching,
     settings: CorrespondenceSettings,
-    generator: torch.Generator,
 ) -> CorrespondenceOutput:
     """The loss of two view sets, in one direction or both; features are [B, C_k, h_k, w_k], one a layer.
 
     With direction `both` the pairs count twice, once each way, and the target rendering needs its graph too.
     """
     forward = matching.similarity(source_features, target_features, size=source.opacity.shape[1])
-    directions: list[tuple[Similarity, RenderOutput, RenderOutput, CameraBatch, CameraBatch]]
-    directions = [(forward, source, target, source_cameras, target_cameras)]
-    if settings.direction == "both":
-        directions.append((forward.transposed(), target, source, target_cameras, source_cameras))
+    first = (forward, source, source_cameras, target_cameras, source_pixels, target_pixels)
+    second = (forward.transposed(), target, target_cameras, source_cameras, target_pixels, source_pixels)
+    directions = [first, second] if settings.direction == "both" else [first]
+    # All candidates before the first match: from there on the host waits for the device.
+    candidates = [
+        find_candidates(similarity, pixels, other_pixels, cameras, other_cameras, settings=settings)
+        for similarity, _, cameras, other_cameras, pixels, other_pixels in directions
+    ]
     losses, all_matches, all_errors = [], [], []
-    for similarity, seen, other, cameras, other_cameras in directions:
-        matches = find_matches(
-            similarity, seen.opacity, other.opacity, cameras, other_cameras, settings=settings, generator=generator
-        )
+    for found, (similarity, seen, cameras, other_cameras, *_) in zip(candidates, directions, strict=True):
+        matches = keep_matches(found, similarity, num_views=len(seen.opacity), settings=settings)
         depth = match_depths(matches, seen.distance, seen.opacity, cameras, settings=settings)
         errors = reproject(matches, depth, cameras, other_cameras)[0] - matches.target_xy
         losses.append(match_loss(matches, errors, num_views=len(seen.opacity), settings=settings))
@@ -98,28 +122,39 @@ def correspondence_loss(
 
 
 @torch.no_grad()
-def find_matches(
+def opaque_pixels(
+    opacity: Float[Tensor, "B S S"], *, settings: CorrespondenceSettings, generator: torch.Generator
+) -> OpaquePixels:
+    """The opaque pixels of a rendering, at most `max_matches` of each view drawn at random to look for a match.
+
+    It waits for the rendering, so call it before the prior has work to do.
+    """
+    size = opacity.shape[1]
+    mask = smooth_opacity(opacity, settings.edge_kernel) > settings.opacity_threshold
+    view, pixel = mask.flatten(1).nonzero().unbind(dim=1)  # sync
+    if size**2 > settings.max_matches:
+        chosen = random_subset(view, settings.max_matches, generator=generator)
+        view, pixel = view[chosen], pixel[chosen]
+    return OpaquePixels(mask=mask, view=view, pixel=pixel)
+
+
+@torch.no_grad()
+def find_candidates(
     similarity: Similarity,
-    source_opacity: Float[Tensor, "B S S"],
-    target_opacity: Float[Tensor, "B S S"],
+    source_pixels: OpaquePixels,
+    target_pixels: OpaquePixels,
     source: CameraBatch,
     target: CameraBatch,
     *,
     settings: CorrespondenceSettings,
-    generator: torch.Generator,
-) -> Matches:
-    """Best targets of the opaque source pixels, moved to their epipolar lines, where these agree with the geometry.
+) -> Candidates:
+    """Best targets of the source pixels, moved to their epipolar lines, and where these agree with the geometry.
 
     A match is lost when its epipolar line is too far away, or the nearest point of that line is outside the image or
-    not opaque. Its confidence is the similarity with the pixel that contains this point.
+    not opaque.
     """
-    size = source_opacity.shape[1]
-    source_is_opaque = smooth_opacity(source_opacity, settings.edge_kernel) > settings.opacity_threshold
-    target_is_opaque = smooth_opacity(target_opacity, settings.edge_kernel) > settings.opacity_threshold
-    view, pixel = source_is_opaque.flatten(1).nonzero().unbind(dim=1)  # sync
-    if size**2 > settings.max_matches:
-        chosen = random_subset(view, settings.max_matches, generator=generator)
-        view, pixel = view[chosen], pixel[chosen]
+    size = source_pixels.mask.shape[1]
+    view, pixel = source_pixels.view, source_pixels.pixel
     best, _ = similarity.best_target(view, pixel)
     best_xy = pixel_centers(best, size, like=source.c2w)
     lines = epipolar_lines(fundamental_matrices(source, target)[view], pixel_centers(pixel, size, like=best_xy))
@@ -127,13 +162,28 @@ def find_matches(
     landing = containing_pixel(on_line_xy, width=size, height=size)
     limit = max_distance(settings.epipolar_threshold, settings.epipolar_threshold_unit, size)
     survives = is_close(best_xy, on_line_xy, limit) & is_inside(on_line_xy, width=size, height=size)
-    kept = (survives & target_is_opaque.flatten(1)[view, landing]).nonzero().squeeze(dim=1)  # sync
-    view, pixel = view[kept], pixel[kept]
-    confidence = similarity.at(view, pixel, landing[kept]).to(best_xy.dtype)
+    survives &= target_pixels.mask.flatten(1)[view, landing]
+    return Candidates(
+        view=view,
+        pixel=pixel,
+        source_xy=torch.stack([pixel % size, pixel // size], dim=1),
+        on_line_xy=on_line_xy,
+        landing=landing,
+        survives=survives,
+    )
+
+
+@torch.no_grad()
+def keep_matches(
+    candidates: Candidates, similarity: Similarity, *, num_views: int, settings: CorrespondenceSettings
+) -> Matches:
+    """The candidates that are matches; a match's confidence is its similarity with the pixel that it lands in."""
+    kept = candidates.survives.nonzero().squeeze(dim=1)  # sync
+    view, target_xy = candidates.view[kept], candidates.on_line_xy[kept]
+    confidence = similarity.at(view, candidates.pixel[kept], candidates.landing[kept]).to(target_xy.dtype)
     if settings.confidence == "normalized":
-        confidence = normalize_confidence(confidence, view, num_views=len(source_opacity))
-    source_xy = torch.stack([pixel % size, pixel // size], dim=1)
-    return Matches(view=view, source_xy=source_xy, target_xy=on_line_xy[kept], confidence=confidence)
+        confidence = normalize_confidence(confidence, view, num_views=num_views)
+    return Matches(view=view, source_xy=candidates.source_xy[kept], target_xy=target_xy, confidence=confidence)
 
 
 def smooth_opacity(opacity: Float[Tensor, "B S S"], kernel: int) -> Float[Tensor, "B S S"]:

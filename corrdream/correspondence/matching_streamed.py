@@ -55,7 +55,13 @@ def tiles(num_views: int, size: int, rows_per_tile: int) -> Iterator[Tile]:
 def requested_tiles(
     pixels: Int[Tensor, " M"], num_views: int, size: int, rows_per_tile: int
 ) -> Iterator[tuple[Tile, slice]]:
-    """Tiles cut down to the rows that hold requested pixels (sorted, numbered over all pairs), with their span."""
+    """Tiles cut down to the rows that hold requested pixels (sorted, numbered over all pairs), with their span.
+
+    On a GPU a single tile is taken as it is: to ask for its rows would wait for all work that is queued.
+    """
+    if pixels.is_cuda and num_views * size <= rows_per_tile:
+        yield Tile(views=slice(0, num_views), rows=slice(0, size)), slice(0, len(pixels))
+        return
     row_starts = torch.arange(0, num_views * size + 1, device=pixels.device) * size
     bounds: list[int] = torch.searchsorted(pixels, row_starts).tolist()  # sync
     for tile in tiles(num_views, size, rows_per_tile):

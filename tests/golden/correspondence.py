@@ -25,9 +25,11 @@ from corrdream.correspondence.epipolar import (
 from corrdream.correspondence.loss import (
     CorrespondenceSettings,
     correspondence_loss,
-    find_matches,
+    find_candidates,
+    keep_matches,
     match_depths,
     match_loss,
+    opaque_pixels,
     reproject,
     smooth_opacity,
 )
@@ -164,15 +166,14 @@ def check_whole_step(case: Case, matching: Matching) -> None:
     """Features to loss. Near ties our best target may differ from the recorded one: those matches are not compared."""
     step = _step(case)
     similarity = matching.similarity(step.source_features, step.target_features, size=step.size)
-    matches = find_matches(
-        similarity,
-        step.source_opacity,
-        step.target_opacity,
-        step.source,
-        step.target,
-        settings=step.settings,
-        generator=torch.Generator(),
+    source_pixels, target_pixels = (
+        opaque_pixels(opacity, settings=step.settings, generator=torch.Generator())
+        for opacity in (step.source_opacity, step.target_opacity)
     )
+    candidates = find_candidates(
+        similarity, source_pixels, target_pixels, step.source, step.target, settings=step.settings
+    )
+    matches = keep_matches(candidates, similarity, num_views=len(step.distance), settings=step.settings)
     for view in range(len(step.distance)):
         _check_best_targets(case, view, similarity, step)
     same = [_check_matches(case, view, matches, step) for view in range(len(step.distance))]
@@ -182,11 +183,12 @@ def check_whole_step(case: Case, matching: Matching) -> None:
         rendering(step.target_opacity, distance.detach()),
         step.source,
         step.target,
+        source_pixels=source_pixels,
+        target_pixels=target_pixels,
         source_features=step.source_features,
         target_features=step.target_features,
         matching=matching,
         settings=step.settings,
-        generator=torch.Generator(),
     )
     assert len(output.matches) == 1
     assert torch.equal(output.matches[0].confidence, matches.confidence)
