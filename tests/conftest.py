@@ -11,6 +11,7 @@ LONG_FILES = ("test_sweep", "test_readme", "test_population", "test_extension", 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", type=Path, default=REFERENCES, help="directory of reference data to compare with")
+    parser.addoption("--golden-device", default="cpu", help="where the comparisons run: cpu or cuda")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,8 @@
 """Our functions against data recorded from the published implementation.
 
-`pytest tests/test_golden.py --golden DIR` compares with any other directory of the same format. A module of
-tests/golden/ knows one file: FILE is its name, and cases(data) yields (name, comparison) for all that is in it.
+`pytest tests/test_golden.py --golden DIR` compares with any other directory of the same format, and
+`--golden-device cuda` on a GPU. A module of tests/golden/ knows one file: FILE is its name, and cases(data) yields
+(name, comparison) for all that is in it.
 """
 
 import importlib
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tests.golden
 
@@ -61,8 +63,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("comparison", params)
 
 
-def test_agrees_with_the_published_implementation(comparison: Any) -> None:
-    comparison()
+def test_agrees_with_the_published_implementation(comparison: Any, request: pytest.FixtureRequest) -> None:
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with torch.device(request.config.getoption("--golden-device")), exact:
+        comparison()
 
 
 def test_directory_holds_reference_files(request: pytest.FixtureRequest) -> None:

@@ -20,13 +20,13 @@ def group_names(data: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def tensor(array: np.ndarray) -> Tensor:
-    """A tensor of the same kind of numbers."""
-    return torch.from_numpy(np.array(array))
+    """A tensor of the same kind of numbers, on the device that the comparison runs on."""
+    return torch.from_numpy(np.array(array)).to(torch.get_default_device())
 
 
 def assert_absolute(actual: Tensor, expected: np.ndarray, tolerance: float, name: str) -> None:
     """Largest difference at most `tolerance`."""
-    reference = tensor(expected)
+    reference = tensor(expected).cpu()
     assert actual.shape == reference.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(reference.shape)}"
     worst = (actual.detach().cpu().double() - reference.double()).abs().max().item() if reference.numel() else 0.0
     assert worst <= tolerance, f"{name}: off by {worst:.3g}, tolerance {tolerance:.3g}"
@@ -40,7 +40,7 @@ def assert_relative(actual: Tensor, expected: np.ndarray, tolerance: float, name
 
 def assert_norm(actual: Tensor, expected: np.ndarray, tolerance: float, name: str) -> None:
     """Norm of the difference at most `tolerance` times the norm of the reference."""
-    reference = tensor(expected).double()
+    reference = tensor(expected).cpu().double()
     assert actual.shape == reference.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(reference.shape)}"
     off = ((actual.detach().cpu().double() - reference).norm() / reference.norm()).item()
     assert off <= tolerance, f"{name}: off by {off:.3g} of its norm, tolerance {tolerance:.3g}"

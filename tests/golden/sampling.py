@@ -69,5 +69,7 @@ def compare_update(arrays: Mapping[str, np.ndarray]) -> None:
             density = partial(blob, radius=float(arrays["in/blob_radius"][index]))
             occupancy.refresh(density, torch.arange(num_cells), next(jitters))
         assert_absolute(occupancy.occs, arrays["out/occs"][index], OCCUPANCY_TOLERANCE, f"occs at step {step}")
-        assert np.array_equal(occupancy.binary.flatten().numpy(), arrays["out/binaries"][index]), f"binary at {step}"
+        assert np.array_equal(occupancy.binary.flatten().cpu().numpy(), arrays["out/binaries"][index]), (
+            f"binary at {step}"
+        )
     assert not list(jitters)

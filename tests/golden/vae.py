@@ -50,7 +50,7 @@ def compare(data: Mapping[str, np.ndarray], name: str) -> None:
         assert_absolute(value, expected[key], TOLERANCE, f"{name} {key}")
     assert_absolute(
         autoencoder.decode(latents),
-        _images(tensor(expected["decoded"])).clamp(0, 1).numpy(),
+        _images(tensor(expected["decoded"])).clamp(0, 1).cpu().numpy(),
         TOLERANCE,
         f"{name} decoded images",
     )
