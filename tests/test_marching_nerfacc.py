@@ -72,18 +72,18 @@ def recorded(request: pytest.FixtureRequest) -> dict[str, Tensor]:
 
 @pytest.mark.gpu("nerfacc")
 def test_recorded_samples_come_again(recorded: dict) -> None:
-    golden.compare_sampling(recorded, NerfaccMarching, "cuda")
+    with torch.device("cuda"):
+        golden.compare_sampling(recorded, NerfaccMarching)
 
 
 @pytest.mark.gpu("nerfacc")
 def test_recorded_samples_are_pruned_again(recorded: dict) -> None:
+    with torch.device("cuda"):
+        occupancy, rays, density = golden.occupancy_of(recorded), golden.rays_of(recorded), tensor(recorded["sigmas"])
     marching = NerfaccMarching(
-        occupancy=golden.occupancy_of(recorded, "cuda"),
-        alpha_threshold=golden.ALPHA_THRESHOLD,
-        early_stop_transmittance=golden.EARLY_STOP,
+        occupancy=occupancy, alpha_threshold=golden.ALPHA_THRESHOLD, early_stop_transmittance=golden.EARLY_STOP
     )
-    density = tensor(recorded["sigmas"]).cuda()
-    kept = marching.sample(golden.rays_of(recorded, "cuda"), density=lambda points: density, jitter=None)
+    kept = marching.sample(rays, density=lambda points: density, jitter=None)
     expected = {name: recorded[f"pruned_{name}"] for name in ("ray_indices", "t_starts", "t_ends")}
     differing = match_samples(kept, expected, golden.STEP_TOLERANCE * marching.occupancy.step_size)
     assert differing <= golden.SHARE_OF_SAMPLES * len(expected["t_starts"])

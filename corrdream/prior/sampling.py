@@ -43,8 +43,8 @@ def ddim_schedule(alphas_cumprod: Float[Tensor, " T"], num_steps: int, eta: floa
     num_timesteps = len(alphas_cumprod)
     if not 0 < num_steps <= num_timesteps or (num_timesteps - 1) % (num_timesteps // num_steps) == 0:
         raise ValueError(f"DDIM cannot take {num_steps} of {num_timesteps} timesteps; take a divisor, such as 50.")
-    timesteps = torch.arange(0, num_timesteps, num_timesteps // num_steps) + 1
     table = alphas_cumprod.cpu().double()
+    timesteps = torch.arange(0, num_timesteps, num_timesteps // num_steps, device=table.device) + 1
     alpha = table[timesteps]
     alpha_next = torch.cat([table[:1], alpha[:-1]])
     sigma = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)).sqrt()

@@ -79,7 +79,7 @@ def build(cfg: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> R
         density_blob_std=float(cfg["density_blob_std"]),
         normal=NORMALS.get(str(cfg["normal_type"]), str(cfg["normal_type"])),
         finite_difference_eps=float(cfg["finite_difference_normal_eps"]),
-    )
+    ).to(torch.get_default_device())
     for key, parameter in parameters_of(field, weights).items():
         parameter.data.copy_(tensor(weights[key]))
     return field

@@ -27,7 +27,7 @@ def cases(data: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], No
     yield "pruning", lambda: compare_pruning(data)
 
 
-def occupancy_of(data: Mapping[str, np.ndarray], device: str = "cpu") -> OccupancyGrid:
+def occupancy_of(data: Mapping[str, np.ndarray]) -> OccupancyGrid:
     occupancy = OccupancyGrid(
         radius=float(data["aabb"][3]),
         resolution=data["binaries"].shape[1],
@@ -35,11 +35,11 @@ def occupancy_of(data: Mapping[str, np.ndarray], device: str = "cpu") -> Occupan
     )
     occupancy.binary.copy_(tensor(data["binaries"][0]))
     occupancy.occs.copy_(tensor(data["occs"]))
-    return occupancy.to(device)
+    return occupancy.to(torch.get_default_device())
 
 
-def rays_of(data: Mapping[str, np.ndarray], device: str = "cpu") -> RayBundle:
-    return RayBundle(origins=tensor(data["rays_o"]).to(device), directions=tensor(data["rays_d"]).to(device))
+def rays_of(data: Mapping[str, np.ndarray]) -> RayBundle:
+    return RayBundle(origins=tensor(data["rays_o"]), directions=tensor(data["rays_d"]))
 
 
 def samples_of(data: Mapping[str, np.ndarray]) -> RaySamples:
@@ -48,12 +48,10 @@ def samples_of(data: Mapping[str, np.ndarray]) -> RaySamples:
     )
 
 
-def compare_sampling(
-    data: Mapping[str, np.ndarray], marching_kind: Callable[..., Marching] = TorchMarching, device: str = "cpu"
-) -> None:
-    occupancy = occupancy_of(data, device)
+def compare_sampling(data: Mapping[str, np.ndarray], marching_kind: Callable[..., Marching] = TorchMarching) -> None:
+    occupancy = occupancy_of(data)
     marching = marching_kind(occupancy=occupancy, prune=False)
-    samples = marching.sample(rays_of(data, device), density=constant, jitter=None)
+    samples = marching.sample(rays_of(data), density=constant, jitter=None)
     expected = {name: data[name] for name in ("ray_indices", "t_starts", "t_ends")}
     differing = match_samples(samples, expected, STEP_TOLERANCE * occupancy.step_size)
     assert differing <= SHARE_OF_SAMPLES * len(expected["t_starts"]), f"{differing} samples differ"

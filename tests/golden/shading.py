@@ -122,7 +122,7 @@ def compare_network_background(data: Mapping[str, np.ndarray]) -> None:
         encoding=FrequencyEncoding(num_frequencies=int(data["cfg/n_frequencies"])),
         hidden_width=first.shape[0],
         num_hidden_layers=hidden,
-    )
+    ).to(torch.get_default_device())
     parameters = dict(background.network.named_parameters())
     for key, array in weights.items():
         parameters.pop(key.removeprefix("network.layers.")).data.copy_(tensor(array))

@@ -18,12 +18,10 @@ def cases(data: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], No
     yield "harmonics", lambda: compare(data)
 
 
-def compare(
-    data: Mapping[str, np.ndarray], harmonics: Callable[..., Any] = SphericalHarmonics, device: str = "cpu"
-) -> None:
+def compare(data: Mapping[str, np.ndarray], harmonics: Callable[..., Any] = SphericalHarmonics) -> None:
     encoding = harmonics(degree=json.loads(str(data["config"]))["degree"])
-    inputs = tensor(data["inputs"]).to(device).requires_grad_()
+    inputs = tensor(data["inputs"]).requires_grad_()
     outputs = encoding(inputs)
     assert_norm(outputs, data["outputs"], TOLERANCE, "outputs")
-    (gradient,) = torch.autograd.grad((outputs * tensor(data["w"]).to(device)).sum(), inputs)
+    (gradient,) = torch.autograd.grad((outputs * tensor(data["w"])).sum(), inputs)
     assert_norm(gradient, data["grad_inputs"], TOLERANCE, "grad_inputs")

@@ -18,7 +18,7 @@ def cases(data: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], No
     yield "grid", lambda: compare(data)
 
 
-def compare(data: Mapping[str, np.ndarray], hash_grid: Callable[..., Any] = HashGrid, device: str = "cpu") -> None:
+def compare(data: Mapping[str, np.ndarray], hash_grid: Callable[..., Any] = HashGrid) -> None:
     config = json.loads(str(data["config"]))
     grid = hash_grid(
         num_levels=config["n_levels"],
@@ -26,11 +26,11 @@ def compare(data: Mapping[str, np.ndarray], hash_grid: Callable[..., Any] = Hash
         log2_table_size=config["log2_hashmap_size"],
         base_resolution=config["base_resolution"],
         growth=config["per_level_scale"],
-    ).to(device)
+    ).to(torch.get_default_device())
     assert grid.output_dim == int(data["n_output_dims"])
     grid.table.data.copy_(tensor(data["params"]).view_as(grid.table))
-    points = tensor(data["inputs"]).to(device).requires_grad_()
-    w, v = tensor(data["w"]).to(device).requires_grad_(), tensor(data["v"]).to(device)
+    points = tensor(data["inputs"]).requires_grad_()
+    w, v = tensor(data["w"]).requires_grad_(), tensor(data["v"])
     outputs = grid(points)
     assert_norm(outputs, data["outputs"], TOLERANCE, "outputs")
     to_table, to_points = torch.autograd.grad((outputs * w).sum(), (grid.table, points), create_graph=True)
