@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,16 @@ def this_machine() -> Machine:
     limit, used = (_first_line(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
     if limit.isdigit() and used.isdigit():
         memory = min(memory, int(limit) - int(used))
-    return Machine(cpus=cpus, memory_bytes=memory, gpus=len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))
+    present = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return Machine(cpus=cpus, memory_bytes=memory, gpus=visible_gpus(present, os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+
+def visible_gpus(present: int, visible_devices: str | None) -> int:
+    """How many of the GPUs CUDA_VISIBLE_DEVICES leaves; as CUDA does, its list ends at the first -1 or empty name."""
+    if visible_devices is None:
+        return present
+    named = takewhile(lambda name: name not in ("", "-1"), (name.strip() for name in visible_devices.split(",")))
+    return min(present, len(list(named)))
 
 
 def _first_line(path: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from sweeps.charts import Curve, color_of, curve_chart, interval_chart
 from sweeps.faults import describe_faults
 from sweeps.folders import Sweep, describe_size, flatten, write_text
+from sweeps.intervals import MIN_PAIRS, Estimate, best_setting
 from sweeps.page import STYLE, picture
 from sweeps.parameters import describe
 from sweeps.results import (
@@ -27,7 +28,6 @@ from sweeps.results import (
     read_rows,
     sort_key,
 )
-from sweeps.statistics import MIN_PAIRS, Estimate, best_setting
 
 SIDE_WIDTH = 768  # pixels of a turntable strip in the side-by-side view
 CURVES = {

@@ -26,8 +26,8 @@ from sweeps.folders import (
     read_statuses,
     write_text,
 )
+from sweeps.intervals import Estimate, best_setting, estimate_differences, estimate_means
 from sweeps.parameters import describe, short
-from sweeps.statistics import Estimate, best_setting, estimate_differences, estimate_means
 
 
 @dataclass(frozen=True, kw_only=True)

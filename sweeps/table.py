@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from sweeps.intervals import MIN_PAIRS
 from sweeps.parameters import leaf
 from sweeps.results import ALWAYS_SHOWN, METRICS, SettingRow, format_estimate, parameters_of
-from sweeps.statistics import MIN_PAIRS
 
 
 def hint_of(rows: Sequence[SettingRow]) -> str:

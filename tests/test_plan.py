@@ -16,6 +16,7 @@ from sweeps.plan import (
     estimate_seconds,
     measure,
     this_machine,
+    visible_gpus,
 )
 from sweeps.progress import GRADE_SECONDS, Progress, format_seconds
 from tests.sweep_folders import finish_trial, plan_sweep, tiny_overrides
@@ -64,6 +65,14 @@ def test_disk_is_checked_for_checkpoints_of_all_trials(tmp_path: Path):
     check_disk(tmp_path / "not" / "yet", trials=1, keep=1, measured=MEASURED)
     with pytest.raises(SweepError, match="MB free, the sweep needs"):
         check_disk(tmp_path, trials=10**9, keep=2, measured=MEASURED)
+
+
+@pytest.mark.parametrize(
+    ("visible_devices", "expected"),
+    [(None, 4), ("", 0), ("-1", 0), ("2", 1), ("0,1", 2), ("1, -1, 2", 1), ("0,1,2,3,4,5", 4), ("GPU-8932f937", 1)],
+)
+def test_hidden_gpus_do_not_count(visible_devices: str | None, expected: int) -> None:
+    assert visible_gpus(4, visible_devices) == expected
 
 
 def test_this_machine_has_a_core_and_memory():

@@ -13,6 +13,7 @@ import pytest
 from corrdream.artifacts import write_arrays
 from sweeps.charts import Curve, curve_chart, interval_chart
 from sweeps.folders import Status, Sweep, SweepFolder, load_sweep, write_status
+from sweeps.intervals import Estimate
 from sweeps.report import write_report
 from sweeps.results import (
     AT_END,
@@ -26,7 +27,6 @@ from sweeps.results import (
     sort_key,
     write_csv,
 )
-from sweeps.statistics import Estimate
 from sweeps.table import format_table, hint_of
 from tests.sweep_folders import LABELS, RESCALE, finish_trial, plan_sweep, write_sweep
 

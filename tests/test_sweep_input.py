@@ -1,11 +1,14 @@
 """Wrong input to a sweep: one line that names the thing and the cure, exit status 2, and nothing is written."""
 
 import os
+import pkgutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import sweeps
 from sweeps.folders import SweepFolder, create_sweep, load_sweep
 from sweeps.jobs import Placement, new_job
 from sweeps.locks import NameTakenError, hold_lock
@@ -176,3 +179,8 @@ def test_a_sweep_file_that_is_torn_is_refused(
     status, error = run_main("--resume", folder.path.name)
     assert status == 2
     assert "cannot be read" in error
+
+
+def test_no_module_hides_one_of_python() -> None:
+    """`python sweeps/run.py` puts this folder first on the path, there and in the processes it spawns."""
+    assert not {module.name for module in pkgutil.iter_modules(sweeps.__path__)} & sys.stdlib_module_names

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sweeps.folders import SweepFolder, load_sweep
+from sweeps.intervals import best_setting
 from sweeps.parameters import describe
 from sweeps.results import Result, SettingRow, compare_settings, describe_steps, format_estimate, read_results
-from sweeps.statistics import best_setting
 
 
 def main() -> int:

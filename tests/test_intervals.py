@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sweeps.statistics import MIN_PAIRS, best_setting, estimate_differences, estimate_means
+from sweeps.intervals import MIN_PAIRS, best_setting, estimate_differences, estimate_means
 
 
 def draw_table(settings: int, prompts: int, seeds: int, *, effect: float = 0.0, seed: int = 0) -> np.ndarray:
