@@ -2,9 +2,9 @@
 
 # A file system that all hosts share. Results and checkpoints; text embeddings, each computed once; weights from the
 # Hugging Face hub, downloaded once.
-export CORRDREAM_STORAGE=/mnt/corrdream/runs
-export CORRDREAM_CACHE=/mnt/corrdream/cache
-export HF_HOME=/mnt/corrdream/huggingface
+export CORRDREAM_STORAGE=/mnt/corrdream/runs # <-
+export CORRDREAM_CACHE=/mnt/corrdream/cache # <-
+export HF_HOME=/mnt/corrdream/huggingface # <-
 
 # A sweep joins the cluster that runs on its machine, instead of starting a Ray of its own.
 export RAY_ADDRESS=auto

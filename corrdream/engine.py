@@ -1,5 +1,6 @@
 """Composition root: builds every part from the configuration, opens run folders. The only reader of `kind` fields."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, assert_never
@@ -24,6 +25,8 @@ from corrdream.prior.text import UnknownWordError
 from corrdream.scene import SceneView, load_scene
 from corrdream.scene_building import build_marching, build_optimizer, build_scene
 from corrdream.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -200,7 +203,9 @@ def build(config: Config, *, prior: MultiviewPrior | None = None, device: torch.
     generator = torch.Generator().manual_seed(config.seed)
     scene = build_scene(config, generator, backends).to(device)
     if config.weights:
-        load_scene(scene, load_checkpoint(_start_weights(config)))
+        start = load_checkpoint(_start_weights(config))
+        load_scene(scene, start)
+        logger.info("Starting from the weights of %s (step %d).", config.weights, start.step)
     return Trainer(
         config=config,
         prior=prior,

@@ -86,7 +86,7 @@ def read_upstream(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
     try:
         with _upstream_functions():
             merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-            if "tag" in merged:  # made from the prompt, which a file leaves open
+            if OmegaConf.is_interpolation(merged, "tag"):  # made of the prompt, which a file leaves open
                 OmegaConf.update(merged, "tag", "")
             plain = OmegaConf.to_container(merged, resolve=True)
     except OSError as error:
@@ -241,7 +241,10 @@ class _Translation:
         else:
             self.values["shading.ambient_only"] = {"steps": [0, ambient_only]}
         chance = self.take("system.background.random_aug_prob")
-        self.values["background.random_prob"] = chance if self.take("system.background.random_aug") else 0.0
+        is_random = self.take("system.background.random_aug")
+        self.values["background.random_prob"] = chance if is_random else 0.0
+        if not is_random and "system.background.random_aug_prob" in self.given:
+            self.note("system.background.random_aug_prob", "system.background.random_aug is off")
         color = self.take("system.background.eval_color")
         if color is not None:
             self.values["background.color"] = color

@@ -71,6 +71,7 @@ def measure(trainer: Trainer) -> dict[str, float | None]:
 
 def summarize_run(scene: SceneView, run: RunFolder, prior: MultiviewPrior) -> dict[str, float | None]:
     """The same of a scene that is not trained any more."""
+    logger.info("Turntable and measures: about a minute on a CPU.")
     colors: list[Picture] = []
     normals: list[Picture] = []
     for part in render_parts(scene, scene.orbit(8, size=PICTURE_SIZE)):
@@ -182,7 +183,8 @@ def preview(config: Config, out: Path, *, num_rows: int) -> Path:
     suffix, guidance_scale = sampling_style(config)
     generator = torch.Generator().manual_seed(config.seed)
     rows = []
-    for _ in range(num_rows):
+    for row in range(num_rows):
+        logger.info("Row %d of %d: %d steps of DDIM.", row + 1, num_rows, DDIM_STEPS)
         (views,) = sample_views(
             prior,
             [config.prompt + suffix],

@@ -116,12 +116,19 @@ def test_interpolations_and_functions_of_threestudio_are_resolved_and_then_forgo
         ("data.height=64", "data.width=[32, 128]: pictures are square"),
         ("system.loss.lambda_orient=[0,10.,1000.,6000.]", "6000.0 counts epochs"),
         ("system.optimizer.params.geometry.feature_network.lr=0.1", "feature_network.lr=0.1: both networks"),
+        ("tag=mine", "tag=mine: a run's folder is named by --run-dir"),
         ("system.weights=old.ckpt", "system.weights=old.ckpt: a checkpoint of threestudio"),
         ("resume=last.ckpt", "resume=last.ckpt: give the run to --resume"),
     ],
 )
 def test_what_is_not_carried_over_is_reported_with_the_reason(override: str, note: str) -> None:
     assert [line for line in import_config(MAIN, [override]).notes if note in line]
+
+
+def test_a_probability_whose_switch_is_off_is_reported() -> None:
+    overrides = ["system.background.random_aug=false", "system.background.random_aug_prob=0.7"]
+    notes = import_config(MAIN, overrides).notes
+    assert "system.background.random_aug_prob=0.7: system.background.random_aug is off." in notes
 
 
 def test_guidance_scale_that_the_released_schedule_overwrites_is_reported() -> None:

@@ -202,7 +202,7 @@ class _Exploit:
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "evil.pt"
     torch.save({"weight": torch.zeros(1), "other": _Exploit()}, path)
-    with pytest.raises(ValueError, match=r"evil\.pt is refused: to load it would run code"):
+    with pytest.raises(ValueError, match=r"evil\.pt is refused: .* can run code"):
         read_checkpoint(path)
     path.write_bytes(pickle.dumps(_Exploit(), protocol=2))
     with pytest.raises(ValueError, match=r"evil\.pt is refused"):
@@ -215,8 +215,25 @@ def test_a_file_cut_short_is_an_error_that_names_it(checkpoints: dict[Family, Pa
     with pytest.raises(ValueError, match=r"short\.pt"):
         read_checkpoint(path)
     path = path.rename(tmp_path / "short.safetensors")
-    with pytest.raises(ValueError, match=r"short\.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"short\.safetensors \([\d,]+ bytes\) cannot be read"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"\(0 bytes\) cannot be read as a checkpoint: EOFError"),
+        (b"hello\n", r"\(6 bytes\) cannot be read as a checkpoint: KeyError"),
+        (pickle.dumps({"a": 1}), "is refused: it does not hold tensors alone"),
+    ],
+    ids=["empty", "text", "pickle"],
+)
+def test_what_is_no_checkpoint_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as raised:
+        read_checkpoint(path)
+    assert "\n" not in str(raised.value)
 
 
 def test_fingerprint_follows_content_not_name_or_time(checkpoints: dict[Family, Path], tmp_path: Path) -> None:
@@ -233,6 +250,8 @@ def test_fingerprint_follows_content_not_name_or_time(checkpoints: dict[Family, 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"prior\.checkpoint=.*absent\.pt does not exist"):
         locate_checkpoint(MODEL["clip"], str(tmp_path / "absent.pt"))
+    with pytest.raises(ValueError, match=r"prior\.checkpoint=.* is not a file"):
+        locate_checkpoint(MODEL["clip"], str(tmp_path))
 
 
 def test_offline_without_a_cached_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

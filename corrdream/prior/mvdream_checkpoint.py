@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -37,7 +38,8 @@ def locate_checkpoint(model: str, checkpoint: str = "") -> Path:
     if checkpoint:
         path = Path(checkpoint).expanduser()
         if not path.is_file():
-            raise ValueError(f"prior.checkpoint={checkpoint} does not exist; leave it empty to download {model}.")
+            fault = "is not a file" if path.exists() else "does not exist"
+            raise ValueError(f"prior.checkpoint={checkpoint} {fault}; leave it empty to download {model}.")
         return path
     file = f"{model}.pt"
     with suppress(LocalEntryNotFoundError):
@@ -87,11 +89,13 @@ def read_checkpoint(path: Path) -> dict[str, Shaped[Tensor, "..."]]:
         loaded: Any = load_file(path) if path.suffix == ".safetensors" else _load_pickled_tensors(path)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is refused: to load it would run code that it contains. Take the published file, or convert this "
-            f"one to .safetensors where you trust it. ({str(error).splitlines()[0]})"
+            f"{path} is refused: it does not hold tensors alone, and to load anything else can run code. Take the "
+            "published file, or convert this one to .safetensors where you trust it."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    # Of a damaged pickle anything can come: a text file gives a KeyError.
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise ValueError(f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: {cause}") from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not all(isinstance(weight, Tensor) for weight in loaded.values()):
@@ -112,4 +116,6 @@ def recorded_shape(path: Path) -> str | None:
 
 
 def _load_pickled_tensors(path: Path) -> Any:
-    return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a pickle that is refused anyway
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
