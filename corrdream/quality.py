@@ -140,14 +140,16 @@ def match_residual(scene: SceneView, prior: MultiviewPrior) -> float | None:
         confidence="normalized",
         reduction="mean",
     )
-    generator = torch.Generator().manual_seed(0)
+    source_pixels, target_pixels = opaque_pixels(
+        source.opacity, target.opacity, settings=settings, generator=torch.Generator().manual_seed(0)
+    )
     output = correspondence_loss(
         source,
         target,
         cameras,
         twins,
-        source_pixels=opaque_pixels(source.opacity, settings=settings, generator=generator),
-        target_pixels=opaque_pixels(target.opacity, settings=settings, generator=generator),
+        source_pixels=source_pixels,
+        target_pixels=target_pixels,
         source_features=[feature.chunk(2)[0] for feature in features],
         target_features=[feature.chunk(2)[1] for feature in features],
         matching=StreamedMatching(),

@@ -200,9 +200,8 @@ class Trainer:
         with torch.set_grad_enabled(config.direction == "both"):
             twin = self.render(twin_cameras, twin_lights, twin_look)
         matching_settings = correspondence_settings(config)
-        source_pixels, target_pixels = (
-            opaque_pixels(rendering.opacity, settings=matching_settings, generator=self.generator)
-            for rendering in (images, twin)
+        source_pixels, target_pixels = opaque_pixels(
+            images.opacity, twin.opacity, settings=matching_settings, generator=self.generator
         )
         source_features, target_features = self.twin_features(images, twin, cameras, twin_cameras)
         output = correspondence_loss(

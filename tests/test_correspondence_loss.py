@@ -65,11 +65,8 @@ def pixels_of(
     source: RenderOutput, target: RenderOutput, settings: CorrespondenceSettings, draws: torch.Generator | None = None
 ) -> dict[str, OpaquePixels]:
     """What looks for a match in both renderings."""
-    draws = draws or generator()
-    return {
-        name: opaque_pixels(image.opacity, settings=settings, generator=draws)
-        for name, image in (("source_pixels", source), ("target_pixels", target))
-    }
+    pixels = opaque_pixels(source.opacity, target.opacity, settings=settings, generator=draws or generator())
+    return dict(zip(("source_pixels", "target_pixels"), pixels, strict=True))
 
 
 def find_matches(
@@ -82,9 +79,7 @@ def find_matches(
     settings: CorrespondenceSettings,
 ) -> Matches:
     """Both steps in one."""
-    pixels = [
-        opaque_pixels(opacity, settings=settings, generator=generator()) for opacity in (source_opacity, target_opacity)
-    ]
+    pixels = opaque_pixels(source_opacity, target_opacity, settings=settings, generator=generator())
     candidates = find_candidates(similarity, *pixels, source, target, settings=settings)
     return keep_matches(candidates, similarity, num_views=len(source_opacity), settings=settings)
 
@@ -384,6 +379,17 @@ def test_geometry_keeps_its_precision_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual, _, _ = sphere_step(RIGHT)
     assert torch.equal(actual.loss, expected.loss)
+
+
+def test_pixels_of_the_target_look_for_matches_only_if_both_directions_count() -> None:
+    image = render_sphere(camera_pairs(1, size=16)[0], RADIUS)
+    few = dataclasses.replace(RIGHT, max_matches=5)
+    forward, both = (
+        pixels_of(image, image, dataclasses.replace(few, direction=direction)) for direction in ("forward", "both")
+    )
+    assert torch.equal(forward["target_pixels"].mask, both["target_pixels"].mask)
+    assert [len(forward[name].view) for name in ("source_pixels", "target_pixels")] == [5, 0]
+    assert [len(both[name].view) for name in ("source_pixels", "target_pixels")] == [5, 5]
 
 
 def test_both_matchings_give_the_same_loss() -> None:

@@ -183,9 +183,8 @@ def _match_chunk(source: Sequence[Tensor], target: Sequence[Tensor], pairs: View
     raw_xy = torch.stack([best % size, best // size], dim=-1) + 0.5
     similarity = StreamedMatching().similarity(source, target, size=size)
     generator = torch.Generator(view.device).manual_seed(0)
-    source_pixels, target_pixels = (
-        opaque_pixels(mask.float(), settings=SETTINGS, generator=generator)
-        for mask in (pairs.source_mask, pairs.target_mask)
+    source_pixels, target_pixels = opaque_pixels(
+        pairs.source_mask.float(), pairs.target_mask.float(), settings=SETTINGS, generator=generator
     )
     candidates = find_candidates(
         similarity, source_pixels, target_pixels, pairs.source, pairs.target, settings=SETTINGS

@@ -96,9 +96,10 @@ def correspondence_loss(
     With direction `both` the pairs count twice, once each way, and the target rendering needs its graph too.
     """
     forward = matching.similarity(source_features, target_features, size=source.opacity.shape[1])
-    first = (forward, source, source_cameras, target_cameras, source_pixels, target_pixels)
-    second = (forward.transposed(), target, target_cameras, source_cameras, target_pixels, source_pixels)
-    directions = [first, second] if settings.direction == "both" else [first]
+    directions = [(forward, source, source_cameras, target_cameras, source_pixels, target_pixels)]
+    if settings.direction == "both":
+        backward = forward.transposed()
+        directions.append((backward, target, target_cameras, source_cameras, target_pixels, source_pixels))
     # All candidates before the first match: from there on the host waits for the device.
     candidates = [
         find_candidates(similarity, pixels, other_pixels, cameras, other_cameras, settings=settings)
@@ -123,14 +124,31 @@ def correspondence_loss(
 
 @torch.no_grad()
 def opaque_pixels(
-    opacity: Float[Tensor, "B S S"], *, settings: CorrespondenceSettings, generator: torch.Generator
-) -> OpaquePixels:
-    """The opaque pixels of a rendering, at most `max_matches` of each view drawn at random to look for a match.
+    source_opacity: Float[Tensor, "B S S"],
+    target_opacity: Float[Tensor, "B S S"],
+    *,
+    settings: CorrespondenceSettings,
+    generator: torch.Generator,
+) -> tuple[OpaquePixels, OpaquePixels]:
+    """The opaque pixels of both renderings, at most `max_matches` of each view drawn at random to look for a match.
 
-    It waits for the rendering, so call it before the prior has work to do.
+    Of the target none looks unless the direction is `both`. It waits for the renderings, so call it before the prior
+    has work to do.
     """
-    size = opacity.shape[1]
-    mask = smooth_opacity(opacity, settings.edge_kernel) > settings.opacity_threshold
+    source, target = (
+        smooth_opacity(opacity, settings.edge_kernel) > settings.opacity_threshold
+        for opacity in (source_opacity, target_opacity)
+    )
+    looking = _looking_pixels(source, settings, generator)
+    if settings.direction == "both":
+        return looking, _looking_pixels(target, settings, generator)
+    return looking, OpaquePixels(mask=target, view=looking.view[:0], pixel=looking.pixel[:0])
+
+
+def _looking_pixels(
+    mask: Bool[Tensor, "B S S"], settings: CorrespondenceSettings, generator: torch.Generator
+) -> OpaquePixels:
+    size = mask.shape[1]
     view, pixel = mask.flatten(1).nonzero().unbind(dim=1)  # sync
     if size**2 > settings.max_matches:
         chosen = random_subset(view, settings.max_matches, generator=generator)

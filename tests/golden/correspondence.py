@@ -166,9 +166,8 @@ def check_whole_step(case: Case, matching: Matching) -> None:
     """Features to loss. Near ties our best target may differ from the recorded one: those matches are not compared."""
     step = _step(case)
     similarity = matching.similarity(step.source_features, step.target_features, size=step.size)
-    source_pixels, target_pixels = (
-        opaque_pixels(opacity, settings=step.settings, generator=torch.Generator())
-        for opacity in (step.source_opacity, step.target_opacity)
+    source_pixels, target_pixels = opaque_pixels(
+        step.source_opacity, step.target_opacity, settings=step.settings, generator=torch.Generator()
     )
     candidates = find_candidates(
         similarity, source_pixels, target_pixels, step.source, step.target, settings=step.settings
