@@ -66,20 +66,21 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
     """One trial after another in one process; the frozen prior stays loaded between them."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Opens the first trial."""
+        """Only hears of the first trial: Tune may give it to a process that comes free while this one starts."""
         self._prior: Any = None
         self._prior_config: Any = None
-        self._status: Status
-        self._open(Spec.from_text(config["spec"]))
+        self._resources = ExitStack()
+        self._hear_of(Spec.from_text(config["spec"]))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Opens another trial with the prior that is loaded."""
+        """Lets the trial go and hears of another one, which will have the prior that is loaded."""
         self._let_go()
-        self._open(Spec.from_text(new_config["spec"]))
+        self._hear_of(Spec.from_text(new_config["spec"]))
         return True
 
     def step(self) -> dict[str, Any]:
         """Trains for some seconds; the last call grades, so that the report before it says that this comes."""
+        self._open()
         if self._status.state == "running":
             begun = time.monotonic()
             try:
@@ -116,10 +117,18 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
             self._record(state="stopped")
         self._resources.close()
 
-    def _open(self, spec: Spec) -> None:
-        """Continues the trial where its folder says, or starts it; not at all if the sweep is being stopped."""
+    def _hear_of(self, spec: Spec) -> None:
+        self._spec, self._is_open = spec, False
+        self._status = Status(identity=spec.identity)
+
+    def _open(self) -> None:
+        """Once: continues the trial where its folder says, or starts it; not if the sweep is being stopped."""
+        if self._is_open:
+            return
+        self._is_open = True
+        spec = self._spec
         sweep_folder = sweep_at(spec.sweep_folder)
-        self._spec, self._sweep_folder = spec, sweep_folder
+        self._sweep_folder = sweep_folder
         self._folder = sweep_folder.trial(spec.trial)
         self._stop_file = sweep_folder.stop_file
         self._report_seconds = spec.report_seconds
@@ -130,7 +139,6 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         self._until = spec.until
         self._leaving = self._resources.enter_context(preemption_notice())
         self._policy = FaultPolicy(**spec.policy)
-        self._status = Status(identity=spec.identity)
         sweep_folder.storage.pull([self._stop_file])
         if self._stop_file.exists():
             self._status = dataclasses.replace(self._status, state="stopped")

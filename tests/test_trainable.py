@@ -67,6 +67,13 @@ def start(spec: Spec) -> CorrDreamTrainable:
     return CorrDreamTrainable(config={"spec": spec.to_text()})
 
 
+def opened(spec: Spec) -> CorrDreamTrainable:
+    """A trial before its first step."""
+    trial = start(spec)
+    trial._open()
+    return trial
+
+
 def finish(trial: CorrDreamTrainable) -> dict[str, Any]:
     """The last report of a trial that is called as Tune does."""
     while not (result := trial.train())["done"]:
@@ -142,8 +149,25 @@ def test_a_trial_with_another_prior_gets_that_one(
     finish(trial)
     prior = trial._prior
     trial.reset_config({"spec": make_spec("second", **{"prior.checkpoint": str(other)}).to_text()})
-    assert trial._prior is not prior
     assert finish(trial)["state"] == "finished"
+    assert trial._prior is not prior
+
+
+def test_a_process_that_tune_drops_while_it_starts_leaves_the_trial_to_the_one_that_has_it(
+    make_spec: Callable[..., Spec],
+):
+    """Tune gives a trial to a process that comes free while the one it asked for still starts, and ends the latter."""
+    spec = make_spec()
+    has_it = start(spec)
+    finish(has_it)
+    before = (folder_of(spec) / "status.json").read_text()
+    dropped = start(spec)
+    dropped.cleanup()
+    assert (folder_of(spec) / "status.json").read_text() == before
+    assert read_status(folder_of(spec), spec.identity).state == "finished"
+    running = opened(make_spec("second"))
+    start(make_spec("second")).cleanup()
+    assert finish(running)["state"] == "finished"
 
 
 @pytest.mark.parametrize("stop_after", [3, 5, 8])
@@ -155,7 +179,7 @@ def test_a_stopped_trial_saves_and_its_continuation_equals_an_undisturbed_run(
 ):
     spec = make_spec()
     stop_file = SweepFolder(Path(spec.sweep_folder)).stop_file
-    trial = start(spec)
+    trial = opened(spec)
     take_step = trial._trainer.train_step
 
     def stop_when_due() -> dict[str, float]:
@@ -190,7 +214,7 @@ def test_a_trial_pauses_at_a_rung_with_its_metrics_and_its_continuation_equals_a
 
 def test_a_trial_that_was_killed_while_it_was_measured_is_measured_again(make_spec: Callable[..., Spec]):
     spec = dataclasses.replace(make_spec(), until=5)
-    trial = start(spec)
+    trial = opened(spec)
     trial._trainer.fit(trial._run, should_stop=trial._should_stop)
     trial.cleanup()
     result = finish(start(spec))
@@ -212,7 +236,7 @@ def test_a_torn_checkpoint_is_reported_and_the_one_before_it_is_used(make_spec: 
     whole = final_tensors(folder_of(spec))
     newest = max(folder_of(spec).glob("checkpoints/*.safetensors"))
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
-    again = start(spec)
+    again = opened(spec)
     assert again._trainer.step == STEPS - 2
     assert newest.name in again.train()["warnings"][0]
     finish(again)
@@ -239,7 +263,7 @@ def test_a_disk_that_takes_no_more_fails_the_trial_and_what_it_had_saved_is_cont
     make_spec: Callable[..., Spec], undisturbed: dict[str, torch.Tensor]
 ):
     spec = make_spec()
-    trial = start(spec)
+    trial = opened(spec)
     trial._trainer.fit(trial._run, should_stop=lambda: trial._trainer.step == 5)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # half a checkpoint
@@ -249,7 +273,7 @@ def test_a_disk_that_takes_no_more_fails_the_trial_and_what_it_had_saved_is_cont
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (result["done"], result["state"]) == (True, "failed")
     assert "File too large" in result["error"]
-    again = start(spec)
+    again = opened(spec)
     assert again._trainer.step == 5
     assert finish(again)["state"] == "finished"
     assert_equal(final_tensors(folder_of(spec)), undisturbed)
@@ -259,7 +283,7 @@ def test_an_unexpected_error_is_recorded_and_raised_so_that_tune_tries_again(
     make_spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
 ):
     spec = make_spec()
-    trial = start(spec)
+    trial = opened(spec)
 
     def lose_the_device() -> dict[str, float]:
         raise RuntimeError("device lost")
@@ -291,7 +315,7 @@ def test_two_processes_never_work_on_one_trial(make_spec: Callable[..., Spec], m
     monkeypatch.setattr(trainable, "LOCK_WAIT_SECONDS", 0.3)
     spec = make_spec()
     with hold_lock(folder_of(spec) / "trial.lock"), pytest.raises(LockedError, match="in use by process"):
-        start(spec)
+        opened(spec)
     assert finish(start(spec))["state"] == "finished"
 
 

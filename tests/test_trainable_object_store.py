@@ -90,6 +90,7 @@ def test_a_killed_trial_continues_from_the_store_and_equals_an_undisturbed_run(
     threads = torch.get_num_threads()
     try:
         other = CorrDreamTrainable(config={"spec": spec.to_text()})
+        other._open()
         assert other._trainer.step > 0
         while not other.train()["done"]:
             pass
