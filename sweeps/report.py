@@ -136,7 +136,10 @@ def _comparison(page: _Page) -> str:
         "differences may be chance."
     )
     if marked is not None:
-        note += " Small figures: difference to the default setting (dashed line)."
+        note += (
+            " Small figures: difference to the default setting (dashed line); colored where its interval leaves out"
+            f" zero, bold where one for {len(page.settings) - 1} comparisons at once does (Bonferroni)."
+        )
     return f'<h2>Settings</h2><p class="soft">{note}</p>{_table(page, shown)}<div class="grid2">{charts}</div>\n'
 
 
@@ -170,7 +173,8 @@ def _cell(metric: Metric, row: SettingRow) -> str:
     small = ""
     if difference is not None and difference.count:
         text = format_estimate(difference, metric.digits, signed=True)
-        small = f'<small class="{_verdict(metric, difference)}">&Delta; {text}</small>'
+        clear = " clear" if difference.is_clear else ""
+        small = f'<small class="{_verdict(metric, difference)}{clear}">&Delta; {text}</small>'
     return f"<td>{mean}<small>{interval}</small>{small}</td>"
 
 

@@ -1,0 +1,147 @@
+"""The settings of a sweep for a README or a paper: `python sweeps/markdown.py NAME --figure FILE.svg`.
+
+The table is Markdown: means with 95% intervals, below each its difference to the default setting, or to `--baseline`.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from sweeps.charts import interval_chart
+from sweeps.folders import Sweep, SweepFolder, load_sweep
+from sweeps.intervals import Estimate
+from sweeps.locks import SweepError
+from sweeps.page import STYLE
+from sweeps.parameters import leaf
+from sweeps.results import METRICS, Metric, SettingRow, compare_settings, format_estimate, parameters_of, read_results
+
+GAP, TITLE_HEIGHT = 16, 24  # pixels
+COLUMNS = 2  # charts side by side
+FONT = "text { font-family: sans-serif; } .title { font-size: 14px; font-weight: 600; fill: var(--ink); }\n"
+ARROWS = {"max": " ↑", "min": " ↓", "one": " → 1"}
+LEGEND = (
+    "Means over {pairs} prompt-seed pairs with 95% bootstrap intervals, paired over prompts and seeds; Δ: difference to"
+    " *{baseline}*, bold where an interval for {compared} comparisons at once leaves out zero (Bonferroni)."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 with one line that says what is wrong."""
+    arguments = _parse(argv)
+    try:
+        folder = SweepFolder(arguments.storage / arguments.name)
+        sweep = load_sweep(folder)
+        if arguments.baseline is not None:
+            sweep = dataclasses.replace(sweep, default=_find_setting(sweep, arguments.baseline))
+        rows = compare_settings(sweep, read_results(sweep, folder))
+        metrics = _find_metrics(arguments.metrics, rows)
+        print(format_markdown(rows, metrics))
+        if arguments.figure:
+            _write(arguments.figure, draw_figure(rows, metrics))
+    except ValueError as error:
+        print(f"markdown: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def format_markdown(rows: Sequence[SettingRow], metrics: Sequence[Metric]) -> str:
+    """The table, and a sentence on what its intervals are."""
+    parameters = parameters_of(rows)
+    header = [leaf(key) for key in parameters] + [_title(metric) for metric in metrics]
+    lines = [header, ["---"] * len(header)]
+    for row in rows:
+        labels = [row.labels.get(key, "-") for key in parameters]
+        lines.append([*labels, *(_cell(metric, row) for metric in metrics)])
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    pairs = max((row.means[metric.key].count for row in rows for metric in metrics), default=0)
+    baseline = next((_name(row) for row in rows if row.is_default), None)
+    if baseline is None:
+        return f"{table}\n\nMeans over {pairs} prompt-seed pairs with 95% bootstrap intervals."
+    return f"{table}\n\n{LEGEND.format(pairs=pairs, baseline=baseline, compared=len(rows) - 1)}"
+
+
+def draw_figure(rows: Sequence[SettingRow], metrics: Sequence[Metric]) -> str:
+    """Differences to the default setting, means where there is none: a chart a metric, in an SVG file by itself."""
+    marked = next((i for i, row in enumerate(rows) if row.is_default), None)
+    what = "" if marked is None else f", difference to {_name(rows[marked])}"
+    labels = [_name(row) for row in rows]
+    parts, height = [], 0.0
+    for index, metric in enumerate(metrics):
+        shown = [row.means[metric.key] if marked is None else _difference(metric, row) for row in rows]
+        chart = interval_chart(labels, shown, digits=metric.digits, marked=marked)
+        _, _, width, chart_height = map(float, chart.split('viewBox="', 1)[1].split('"', 1)[0].split())
+        x = GAP + index % COLUMNS * (width + GAP)
+        y = GAP + index // COLUMNS * (TITLE_HEIGHT + chart_height + GAP)
+        parts.append(f'<text class="title" x="{x:.0f}" y="{y + 14:.0f}">{escape(_title(metric) + what)}</text>')
+        content = chart.split(">", 1)[1].removesuffix("</svg>")
+        parts.append(f'<g class="chart" transform="translate({x:.0f} {y + TITLE_HEIGHT:.0f})">{content}</g>')
+        height = y + TITLE_HEIGHT + chart_height + GAP
+    total = GAP + min(len(metrics), COLUMNS) * (width + GAP)
+    paper = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
+    size = f'width="{total:.0f}" height="{height:.0f}" viewBox="0 0 {total:.0f} {height:.0f}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}{FONT}</style>{paper}{"".join(parts)}</svg>\n'
+
+
+def _title(metric: Metric) -> str:
+    return f"{metric.title} {metric.unit}".strip() + ARROWS[metric.better]
+
+
+def _cell(metric: Metric, row: SettingRow) -> str:
+    text = format_estimate(row.means[metric.key], metric.digits)
+    difference = _difference(metric, row)
+    if row.is_default or not difference.count:
+        return text
+    signed = format_estimate(difference, metric.digits, signed=True)
+    return f"{text}<br>Δ {f'**{signed}**' if difference.is_clear else signed}"
+
+
+def _difference(metric: Metric, row: SettingRow) -> Estimate:
+    """None of the default setting to itself."""
+    return row.differences.get(metric.key, Estimate(row.means[metric.key].count if row.is_default else 0, 0.0))
+
+
+def _name(row: SettingRow) -> str:
+    return ", ".join(row.labels.values()) or "the base"
+
+
+def _find_setting(sweep: Sweep, name: str) -> dict[str, str]:
+    known = {", ".join(trial.labels.values()): dict(trial.labels) for trial in sweep.trials}
+    if name not in known:
+        raise SweepError(f"--baseline: there is no setting {name!r} in {sweep.name}; it has {'; '.join(known)}.")
+    return known[name]
+
+
+def _find_metrics(keys: Sequence[str] | None, rows: Sequence[SettingRow]) -> list[Metric]:
+    measured = {metric.key: metric for metric in METRICS if any(row.means[metric.key].count for row in rows)}
+    if not measured:
+        raise SweepError("no trial of this sweep is finished yet.")
+    graded = [key for key, metric in measured.items() if metric.needs_truth] or list(measured)
+    if unknown := [key for key in keys or () if key not in measured]:
+        raise SweepError(f"--metrics: {unknown[0]!r} was not measured here; known are {', '.join(measured)}.")
+    return [measured[key] for key in keys or graded]
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SweepError(f"cannot write {path}: {error.strerror}; choose another --figure.") from error
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="sweeps/markdown.py", description="The settings of a sweep as Markdown.")
+    parser.add_argument("name", metavar="NAME", help="the sweep")
+    parser.add_argument("--storage", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    parser.add_argument("--baseline", metavar="SETTING", help="what the others differ from (the default setting)")
+    parser.add_argument(
+        "--metrics", nargs="+", metavar="KEY", help="columns of results.csv (those that need the truth)"
+    )
+    parser.add_argument("--figure", type=Path, metavar="FILE.svg", help="draw the intervals")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
