@@ -123,9 +123,22 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 def fingerprint(plain: Any) -> str:
-    """Sixteen hexadecimal digits that identify a JSON-able value, independent of the order of its keys."""
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    """Sixteen hexadecimal digits that identify a JSON-able value: 2 is 2.0, and the order of keys does not matter."""
+    text = json.dumps(_alike(plain), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _alike(plain: Any) -> Any:
+    """The same with whole numbers as int."""
+    match plain:
+        case dict():
+            return {key: _alike(value) for key, value in plain.items()}
+        case list() | tuple():
+            return [_alike(value) for value in plain]
+        case float() if plain.is_integer():
+            return int(plain)
+        case _:
+            return plain
 
 
 @once_per_version

@@ -119,6 +119,9 @@ def test_identity_is_that_of_the_result(configure) -> None:
     reference = identity(configure())
     assert identity(configure()) == reference
     assert identity(configure(**{"output.preview_every": 7, "output.checkpoint_keep": 9})) == reference
+    assert identity(configure(**{"guidance.guidance_scale": 2})) == identity(
+        configure(**{"guidance.guidance_scale": 2.0})
+    )
     assert identity(configure(seed=1)) != reference
     assert identity(configure(**{"guidance.guidance_rescale": 0.1})) != reference
 
