@@ -67,6 +67,20 @@ def test_pairing_finds_an_effect_far_smaller_than_the_spread_of_prompts():
     assert difference.low > 0.03
 
 
+def test_of_many_settings_that_do_not_differ_none_is_clear_though_some_intervals_leave_out_zero():
+    found = [e for seed in range(20) for e in estimate_differences(draw_table(12, 10, 3, seed=seed), baseline=0)[1:]]
+    leave_out_zero = [e for e in found if e.low is not None and e.high is not None and (e.low > 0 or e.high < 0)]
+    clear = [e for e in found if e.is_clear]
+    assert len(leave_out_zero) > 5
+    assert len(clear) < len(leave_out_zero) / 2
+
+
+def test_a_difference_far_above_the_noise_is_clear():
+    estimate = estimate_differences(draw_table(12, 10, 3, effect=0.05), baseline=0)
+    assert all(e.is_clear for e in estimate[1:])
+    assert not estimate[0].is_clear
+
+
 def test_differences_use_only_the_pairs_that_both_settings_have():
     table = draw_table(2, 5, 2, effect=0.1)
     table[0, 0] = np.nan
