@@ -123,12 +123,11 @@ class Trainer:
         with self.autocast():
             look = self.draw_look(settings)
             images = self.render(cameras, lights, look)
-            losses = regularization_losses(images, self.scene.field, settings.loss_weights)
             if settings.is_correspondence_step:
                 terms, metrics = self.correspondence_losses(images, cameras, lights, look, settings)
             else:
                 terms, metrics = self.guidance_losses(images, cameras, settings)
-            losses |= terms
+            losses = regularization_losses(images, self.scene.field, settings.loss_weights) | terms
             loss = weighted_sum(losses, settings.loss_weights)
         metrics["grad_norm"] = self.update(loss)
         self.step += 1

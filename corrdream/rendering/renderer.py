@@ -77,9 +77,11 @@ def render_rays(
     with_normals: bool,
 ) -> RenderOutput:
     """The same from rays of B x H x W pixels; a scene without any sample shows the background."""
+    num_views, height, width = shape
+    # Before the samples, whose number the host waits for: by then a GPU has done it.
+    behind = _behind(appearance, background, rays, height * width)
     samples = marching.sample(rays, density=field.density, jitter=jitter)
     ray = samples.ray_indices
-    num_views, height, width = shape
     middle = (samples.t_starts + samples.t_ends) / 2
     direction = rays.directions.index_select(0, ray)
     points = torch.addcmul(rays.origins.index_select(0, ray), direction, middle[:, None])
@@ -96,7 +98,6 @@ def render_rays(
     columns += [] if scene.normal is None else [scene.normal]
     sums = accumulate(weights[:, None] * torch.cat(columns, dim=1), ray, num_views * height * width)
     opacity, distance, foreground, normal = sums[:, :1], sums[:, 1:2], sums[:, 2:5], sums[:, 5:]
-    behind = _behind(appearance, background, rays, height * width)
     deviation = weights * (middle - distance.squeeze(1).index_select(0, ray)) ** 2
     return RenderOutput(
         rgb=(foreground + behind * (1 - opacity)).unflatten(0, shape),
