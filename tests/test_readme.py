@@ -13,6 +13,7 @@ import pytest
 
 from corrdream.__main__ import main as corrdream
 from sweeps.dashboard import main as dashboard
+from sweeps.markdown import main as markdown
 from sweeps.folders import create_sweep
 from sweeps.grids import load_grid
 from sweeps.jobs import new_job
@@ -145,6 +146,8 @@ def test_command_runs(
             assert [parse_benchmark([kind]).what for kind in kinds.split("|")] == ["step", "parts", "cpu"]
         case ["python", "sweeps/dashboard.py", *rest]:
             assert dashboard(rest) == 0
+        case ["python", "sweeps/markdown.py", *rest]:
+            assert markdown(rest) == 0
         case ["make", target, *_]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         case ["pytest", file, option, _]:
