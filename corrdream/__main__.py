@@ -46,6 +46,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _status_of(error: Exception) -> int | None:
     """The exit status of an error that names its cause and cure; None for a defect, which keeps its traceback."""
+    if isinstance(error, (ConfigError, ScheduleError)):
+        return EXIT_BAD_INPUT
     from corrdream.backends import MissingBackendError  # not at the top: --help needs no torch
     from corrdream.checkpoint import CheckpointError
     from corrdream.export import ExportError
@@ -54,7 +56,7 @@ def _status_of(error: Exception) -> int | None:
 
     if isinstance(error, TrainingDivergedError):
         return EXIT_DIVERGED
-    bad_input = (ConfigError, ScheduleError, CheckpointError, RunError, ExportError, MissingBackendError)
+    bad_input = (CheckpointError, RunError, ExportError, MissingBackendError)
     return EXIT_BAD_INPUT if isinstance(error, bad_input) else None
 
 
@@ -132,17 +134,18 @@ def _split(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from corrdream import outputs, runs
+    files, overrides = _split(options.inputs)
+    config = None if options.resume is not None else load_config(files, overrides)
+
+    from corrdream import outputs, runs  # not before the configuration is known to be right: they take seconds
     from corrdream.engine import check_prompt
     from corrdream.tracking import open_tracker
 
-    files, overrides = _split(options.inputs)
-    if options.resume is not None:
+    if config is None:
         if files:
             raise runs.RunError(f"--resume takes the run's own configuration; drop {files[0]}.")
         trainer, run = runs.resume_run(options.resume, options.run_dir, overrides, command=sys.argv)
     else:
-        config = load_config(files, overrides)
         check_prompt(config)
         folder = options.run_dir or _new_folder(config)
         trainer, run = runs.open_run(folder, config, command=sys.argv, fresh=True)

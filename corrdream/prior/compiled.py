@@ -15,7 +15,6 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from corrdream.prior.text_cache import default_cache
 
@@ -84,6 +83,8 @@ class PreparedFunction:
 
 def _compile(function: TensorFunction, arguments: tuple[Tensor, ...]) -> TensorFunction:
     """The compiled function, called once: that is when it is compiled."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # seconds, which a CPU never needs
+
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):  # torch fills in its own
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(default_cache() / "compiled")
     # Channels last throughout: left to itself, the compiler keeps a graph with a gradient as it finds it.
