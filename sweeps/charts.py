@@ -9,6 +9,8 @@ from sweeps.intervals import Estimate
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26
+PLOT_WIDTH = 270  # of intervals, beside their labels
+MAX_LABEL, LETTER = 30, 6.0  # letters of a label; pixels a letter
 MAX_POINTS = 120  # a curve of more steps is averaged in bins
 NUM_COLORS = 8  # of the style's --c0 ... --c7
 
@@ -53,8 +55,10 @@ def interval_chart(labels: Sequence[str], estimates: Sequence[Estimate], *, digi
         return ""
     bounds = [bound for e in known for bound in (e.mean, e.low, e.high) if bound is not None]
     low, high, ticks = _nice_range(bounds)
-    row, label_width, height = 26, 150, 26 * len(labels) + BOTTOM + TOP
-    frame = _Frame(width=WIDTH + 60, height=height, x_range=(low, high), y_range=(0, 1), left=label_width)
+    shown = [label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…" for label in labels]
+    label_width = 20 + math.ceil(LETTER * max(map(len, shown)))
+    row, width, height = 26, PLOT_WIDTH + label_width, 26 * len(labels) + BOTTOM + TOP
+    frame = _Frame(width=width, height=height, x_range=(low, high), y_range=(0, 1), left=label_width)
     bottom = height - BOTTOM
     parts = []
     for tick in ticks:
@@ -64,9 +68,8 @@ def interval_chart(labels: Sequence[str], estimates: Sequence[Estimate], *, digi
     if marked is not None and estimates[marked].count:
         x = frame.x(estimates[marked].mean)
         parts.append(f'<line class="default" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
-    for index, (label, estimate) in enumerate(zip(labels, estimates, strict=True)):
+    for index, (label, short, estimate) in enumerate(zip(labels, shown, estimates, strict=True)):
         y = TOP + row * (index + 0.5)
-        short = label if len(label) <= 22 else f"{label[:21]}…"
         parts.append(f'<text x="{label_width - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(short)}</text>')
         if not estimate.count:
             continue
@@ -76,7 +79,7 @@ def interval_chart(labels: Sequence[str], estimates: Sequence[Estimate], *, digi
             parts.append(f'<line class="interval" {ends} y1="{y:.1f}" y2="{y:.1f}" {style}/>')
         title = f"<title>{escape(label)}: {estimate.mean:.{digits}f}, n = {estimate.count}</title>"
         parts.append(f'<circle cx="{frame.x(estimate.mean):.1f}" cy="{y:.1f}" r="5" {style}>{title}</circle>')
-    return f'<svg class="chart" viewBox="0 0 {WIDTH + 60} {height}" role="img">{"".join(parts)}</svg>'
+    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ GAP, TITLE_HEIGHT = 16, 24  # pixels
 COLUMNS = 2  # charts side by side
 FONT = "text { font-family: sans-serif; } .title { font-size: 14px; font-weight: 600; fill: var(--ink); }\n"
 ARROWS = {"max": " ↑", "min": " ↓", "one": " → 1"}
-LEGEND = (
-    "Means over {pairs} prompt-seed pairs with 95% bootstrap intervals, paired over prompts and seeds; Δ: difference to"
-    " *{baseline}*, bold where an interval for {compared} comparisons at once leaves out zero (Bonferroni)."
+DELTA = (
+    "Δ: paired difference to *{baseline}*, bold where an interval for {compared} comparisons at once leaves out zero"
+    " (Bonferroni)."
 )
 
 
@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sweep = dataclasses.replace(sweep, default=_find_setting(sweep, arguments.baseline))
         rows = compare_settings(sweep, read_results(sweep, folder))
         metrics = _find_metrics(arguments.metrics, rows)
-        print(format_markdown(rows, metrics))
         if arguments.figure:
             _write(arguments.figure, draw_figure(rows, metrics))
+        print(format_markdown(rows, metrics))
     except ValueError as error:
         print(f"markdown: {error}", file=sys.stderr)
         return 2
@@ -56,11 +56,12 @@ def format_markdown(rows: Sequence[SettingRow], metrics: Sequence[Metric]) -> st
         labels = [row.labels.get(key, "-") for key in parameters]
         lines.append([*labels, *(_cell(metric, row) for metric in metrics)])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    pairs = max((row.means[metric.key].count for row in rows for metric in metrics), default=0)
+    counts = [estimate.count for row in rows for metric in metrics if (estimate := row.means[metric.key]).count]
+    pairs = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    means = f"Means over {pairs} prompt-seed pairs with 95% bootstrap intervals over prompts, then seeds."
     baseline = next((_name(row) for row in rows if row.is_default), None)
-    if baseline is None:
-        return f"{table}\n\nMeans over {pairs} prompt-seed pairs with 95% bootstrap intervals."
-    return f"{table}\n\n{LEGEND.format(pairs=pairs, baseline=baseline, compared=len(rows) - 1)}"
+    legend = "" if baseline is None or len(rows) < 2 else " " + DELTA.format(baseline=baseline, compared=len(rows) - 1)
+    return f"{table}\n\n{means}{legend}"
 
 
 def draw_figure(rows: Sequence[SettingRow], metrics: Sequence[Metric]) -> str:
@@ -109,6 +110,8 @@ def _name(row: SettingRow) -> str:
 
 def _find_setting(sweep: Sweep, name: str) -> dict[str, str]:
     known = {", ".join(trial.labels.values()): dict(trial.labels) for trial in sweep.trials}
+    if not any(known):
+        raise SweepError(f"--baseline: {sweep.name} varies nothing, so there is nothing to compare.")
     if name not in known:
         raise SweepError(f"--baseline: there is no setting {name!r} in {sweep.name}; it has {'; '.join(known)}.")
     return known[name]
@@ -125,6 +128,8 @@ def _find_metrics(keys: Sequence[str] | None, rows: Sequence[SettingRow]) -> lis
 
 
 def _write(path: Path, text: str) -> None:
+    if path.suffix != ".svg":
+        raise SweepError(f"--figure {path}: a figure is an SVG file; call it {path.stem}.svg.")
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -137,7 +142,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--storage", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     parser.add_argument("--baseline", metavar="SETTING", help="what the others differ from (the default setting)")
     parser.add_argument(
-        "--metrics", nargs="+", metavar="KEY", help="columns of results.csv (those that need the truth)"
+        "--metrics", nargs="+", metavar="KEY", help="measures of the report (those that need the truth)"
     )
     parser.add_argument("--figure", type=Path, metavar="FILE.svg", help="draw the intervals")
     return parser.parse_args(argv)
