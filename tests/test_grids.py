@@ -162,7 +162,7 @@ def test_the_shipped_rescale_grid_is_eight_short_runs():
     grid = load_grid("rescale")
     assert [choice.label for choice in grid.parameters[0].choices] == ["0", "0.3", "0.5", "0.7"]
     assert (len(grid.prompts), len(grid.seeds)) == (2, 1)
-    assert default_labels(grid) == {RESCALE: "0.5"}
+    assert default_labels(grid) == {RESCALE: "0.3"}
 
 
 def test_a_configuration_is_found_beside_the_grid_then_here_then_among_the_shipped(
