@@ -69,18 +69,21 @@ def draw_figure(rows: Sequence[SettingRow], metrics: Sequence[Metric]) -> str:
     marked = next((i for i, row in enumerate(rows) if row.is_default), None)
     what = "" if marked is None else f", difference to {_name(rows[marked])}"
     labels = [_name(row) for row in rows]
-    parts, height = [], 0.0
+    parts, height, total = [], 0.0, 0.0
     for index, metric in enumerate(metrics):
         shown = [row.means[metric.key] if marked is None else _difference(metric, row) for row in rows]
         chart = interval_chart(labels, shown, digits=metric.digits, marked=marked)
+        if not chart:
+            raise SweepError(
+                f"--figure: no run of {_name(rows[marked or 0])} is finished, so nothing can be compared to it."
+            )
         _, _, width, chart_height = map(float, chart.split('viewBox="', 1)[1].split('"', 1)[0].split())
         x = GAP + index % COLUMNS * (width + GAP)
         y = GAP + index // COLUMNS * (TITLE_HEIGHT + chart_height + GAP)
         parts.append(f'<text class="title" x="{x:.0f}" y="{y + 14:.0f}">{escape(_title(metric) + what)}</text>')
         content = chart.split(">", 1)[1].removesuffix("</svg>")
         parts.append(f'<g class="chart" transform="translate({x:.0f} {y + TITLE_HEIGHT:.0f})">{content}</g>')
-        height = y + TITLE_HEIGHT + chart_height + GAP
-    total = GAP + min(len(metrics), COLUMNS) * (width + GAP)
+        height, total = y + TITLE_HEIGHT + chart_height + GAP, max(total, x + width + GAP)
     paper = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
     size = f'width="{total:.0f}" height="{height:.0f}" viewBox="0 0 {total:.0f} {height:.0f}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}{FONT}</style>{paper}{"".join(parts)}</svg>\n'

@@ -9,7 +9,7 @@ from sweeps.folders import SweepFolder
 from sweeps.intervals import Estimate
 from sweeps.markdown import format_markdown, main
 from sweeps.results import METRICS, SettingRow
-from tests.sweep_folders import LABELS, write_sweep
+from tests.sweep_folders import LABELS, RESCALE, write_sweep
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -107,6 +107,15 @@ def test_what_cannot_be_done_is_said_in_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_figure_of_differences_needs_runs_of_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder, sweep = write_sweep(tmp_path / "rescale-3", prompts=("a snowman",), seeds=(0,))
+    for trial in sweep.trials:
+        if trial.labels[RESCALE] == "0":
+            (folder.trial(trial.name) / "status.json").unlink()
+    assert tabulate(folder, "--baseline", "0", "--figure", f"{tmp_path}/f.svg") == 2
+    assert "no run of 0 is finished" in capsys.readouterr().err
 
 
 def test_a_sweep_without_a_finished_trial_has_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
