@@ -134,7 +134,7 @@ def test_the_readme_s_fidelity_table_has_every_defect_with_both_values() -> None
 
 
 def test_the_table_of_defects_is_complete() -> None:
-    """A released file differs from ours in what the table lists, in values that studies chose, in schedules, in sizes."""
+    """A released file differs from ours in what the table lists, values that studies chose, schedules, sizes."""
     released, ours = config_of(CORRESPONDENCE[1]), config_of("corrdream")
     known = {*DATA_DEFECTS, *LOSS_DEFECTS, "loss_weights.correspondence", "guidance.guidance_rescale"}
     for section in (

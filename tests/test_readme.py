@@ -13,10 +13,10 @@ import pytest
 
 from corrdream.__main__ import main as corrdream
 from sweeps.dashboard import main as dashboard
-from sweeps.markdown import main as markdown
 from sweeps.folders import create_sweep
 from sweeps.grids import load_grid
 from sweeps.jobs import new_job
+from sweeps.markdown import main as markdown
 from sweeps.options import parse
 from sweeps.plan import Measurement
 from sweeps.run import main as sweep
