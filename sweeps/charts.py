@@ -9,7 +9,7 @@ from sweeps.intervals import Estimate
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26
-PLOT_WIDTH = 270  # of intervals, beside their labels
+PLOT_WIDTH = 270  # of intervals, beside long labels
 MAX_LABEL, LETTER = 30, 6.0  # letters of a label; pixels a letter
 MAX_POINTS = 120  # a curve of more steps is averaged in bins
 NUM_COLORS = 8  # of the style's --c0 ... --c7
@@ -57,7 +57,7 @@ def interval_chart(labels: Sequence[str], estimates: Sequence[Estimate], *, digi
     low, high, ticks = _nice_range(bounds)
     shown = [label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…" for label in labels]
     label_width = 20 + math.ceil(LETTER * max(map(len, shown)))
-    row, width, height = 26, PLOT_WIDTH + label_width, 26 * len(labels) + BOTTOM + TOP
+    row, width, height = 26, max(WIDTH + 60, PLOT_WIDTH + label_width), 26 * len(labels) + BOTTOM + TOP
     frame = _Frame(width=width, height=height, x_range=(low, high), y_range=(0, 1), left=label_width)
     bottom = height - BOTTOM
     parts = []

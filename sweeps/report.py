@@ -136,10 +136,9 @@ def _comparison(page: _Page) -> str:
         "differences may be chance."
     )
     if marked is not None:
-        note += (
-            " Small figures: difference to the default setting (dashed line); colored where its interval leaves out"
-            f" zero, bold where one for {len(page.settings) - 1} comparisons at once does (Bonferroni)."
-        )
+        note += " Small figures: difference to the default setting (dashed line)"
+        together = f"bold where one for {len(page.settings) - 1} comparisons at once does (Bonferroni)"
+        note += f"; colored where its interval leaves out zero, {together}." if pairs >= MIN_PAIRS else "."
     return f'<h2>Settings</h2><p class="soft">{note}</p>{_table(page, shown)}<div class="grid2">{charts}</div>\n'
 
 
