@@ -170,10 +170,15 @@ def find_sweep(arguments: argparse.Namespace) -> SweepFolder:
 
 
 def resumed_job(folder: SweepFolder, arguments: argparse.Namespace) -> Job:
-    """What an interrupted sweep has left to do; SweepError if its trials would not be the same any more."""
+    """What an interrupted sweep has left to do; SweepError if its trials would not be the same any more.
+
+    One that is finished has its report made anew, whatever the sources are by now.
+    """
     sweep = load_sweep(folder)
-    refuse_other_fingerprints(sweep, corrdream.fingerprints(corrdream.load_config((), sweep.base)))
-    return _job(sweep, folder, "resumed", arguments)
+    job = _job(sweep, folder, "resumed", arguments)
+    if job.unfinished or sweep.trials_to_come:
+        refuse_other_fingerprints(sweep, corrdream.fingerprints(corrdream.load_config((), sweep.base)))
+    return job
 
 
 def extended_job(folder: SweepFolder, arguments: argparse.Namespace) -> Job:

@@ -14,7 +14,7 @@ from sweeps.jobs import Placement, new_job
 from sweeps.locks import NameTakenError, hold_lock
 from sweeps.plan import this_machine
 from sweeps.run import create, main, parse
-from tests.sweep_folders import RESCALE, write_grid
+from tests.sweep_folders import RESCALE, finish_trial, write_grid
 
 
 def make_sweep(storage: Path, prior: Path) -> SweepFolder:
@@ -169,6 +169,18 @@ def test_a_sweep_of_other_sources_is_not_mixed_with_these(
     status, error = run_main("--resume", folder.path.name)
     assert status == 2
     assert f"other sources of corrdream ({'0' * 16}; here is {here})" in error
+
+
+def test_a_finished_sweep_of_other_sources_has_its_report_made_anew(
+    run_main: Callable[..., tuple[int, str]], storage: Path, tiny_prior_file: Path
+):
+    folder = make_sweep(storage, tiny_prior_file)
+    sweep = load_sweep(folder)
+    folder.sweep_file.write_text(folder.sweep_file.read_text().replace(sweep.fingerprints["sources"], "0" * 16))
+    for trial in sweep.trials:
+        finish_trial(folder, trial, viou=0.625)
+    assert run_main("--resume", folder.path.name) == (0, "")
+    assert "0.625" in folder.report.read_text()
 
 
 def test_a_sweep_file_that_is_torn_is_refused(
