@@ -25,6 +25,15 @@ class Curve:
     values: Sequence[float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """SVG elements of class `chart` and the pixels that they take."""
+
+    width: int
+    height: int
+    content: str
+
+
 def color_of(index: int) -> str:
     """The style's color of that number."""
     return f"var(--c{index % NUM_COLORS})"
@@ -49,10 +58,20 @@ def curve_chart(curves: Sequence[Curve], *, width: int = WIDTH, height: int = HE
 
 
 def interval_chart(labels: Sequence[str], estimates: Sequence[Estimate], *, digits: int, marked: int | None) -> str:
+    """`interval_plot` as a picture of its own; an empty text if there is nothing to draw."""
+    plot = interval_plot(labels, estimates, digits=digits, marked=marked)
+    if plot is None:
+        return ""
+    return f'<svg class="chart" viewBox="0 0 {plot.width} {plot.height}" role="img">{plot.content}</svg>'
+
+
+def interval_plot(
+    labels: Sequence[str], estimates: Sequence[Estimate], *, digits: int, marked: int | None
+) -> Plot | None:
     """One row a setting: its mean as a dot, its interval as a bar; the `marked` one also as a dashed line down."""
     known = [e for e in estimates if e.count]
     if not known:
-        return ""
+        return None
     bounds = [bound for e in known for bound in (e.mean, e.low, e.high) if bound is not None]
     low, high, ticks = _nice_range(bounds)
     shown = [label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…" for label in labels]
@@ -79,7 +98,7 @@ def interval_chart(labels: Sequence[str], estimates: Sequence[Estimate], *, digi
             parts.append(f'<line class="interval" {ends} y1="{y:.1f}" y2="{y:.1f}" {style}/>')
         title = f"<title>{escape(label)}: {estimate.mean:.{digits}f}, n = {estimate.count}</title>"
         parts.append(f'<circle cx="{frame.x(estimate.mean):.1f}" cy="{y:.1f}" r="5" {style}>{title}</circle>')
-    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
+    return Plot(width=width, height=height, content="".join(parts))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,11 @@ The table is Markdown: means with 95% intervals, below each its difference to th
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from sweeps.charts import interval_chart
+from sweeps.charts import interval_plot
 from sweeps.folders import Sweep, SweepFolder, load_sweep
 from sweeps.intervals import Estimate
 from sweeps.locks import SweepError
@@ -21,7 +21,6 @@ from sweeps.results import METRICS, Metric, SettingRow, compare_settings, format
 GAP, TITLE_HEIGHT = 16, 24  # pixels
 COLUMNS = 2  # charts side by side
 FONT = "text { font-family: sans-serif; } .title { font-size: 14px; font-weight: 600; fill: var(--ink); }\n"
-ARROWS = {"max": " ↑", "min": " ↓", "one": " → 1"}
 DELTA = (
     "Δ: paired difference to *{baseline}*, bold where an interval for {compared} comparisons at once leaves out zero"
     " (Bonferroni)."
@@ -59,7 +58,7 @@ def format_markdown(rows: Sequence[SettingRow], metrics: Sequence[Metric]) -> st
     counts = [estimate.count for row in rows for metric in metrics if (estimate := row.means[metric.key]).count]
     pairs = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     means = f"Means over {pairs} prompt-seed pairs with 95% bootstrap intervals over prompts, then seeds."
-    baseline = next((_name(row) for row in rows if row.is_default), None)
+    baseline = next((_name(row.labels) for row in rows if row.is_default), None)
     legend = "" if baseline is None or len(rows) < 2 else " " + DELTA.format(baseline=baseline, compared=len(rows) - 1)
     return f"{table}\n\n{means}{legend}"
 
@@ -67,30 +66,28 @@ def format_markdown(rows: Sequence[SettingRow], metrics: Sequence[Metric]) -> st
 def draw_figure(rows: Sequence[SettingRow], metrics: Sequence[Metric]) -> str:
     """Differences to the default setting, means where there is none: a chart a metric, in an SVG file by itself."""
     marked = next((i for i, row in enumerate(rows) if row.is_default), None)
-    what = "" if marked is None else f", difference to {_name(rows[marked])}"
-    labels = [_name(row) for row in rows]
-    parts, height, total = [], 0.0, 0.0
+    labels = [_name(row.labels) for row in rows]
+    what = "" if marked is None else f", difference to {labels[marked]}"
+    parts, width, height = [], 0, 0
     for index, metric in enumerate(metrics):
         shown = [row.means[metric.key] if marked is None else _difference(metric, row) for row in rows]
-        chart = interval_chart(labels, shown, digits=metric.digits, marked=marked)
-        if not chart:
+        plot = interval_plot(labels, shown, digits=metric.digits, marked=marked)
+        if plot is None:
             raise SweepError(
-                f"--figure: no run of {_name(rows[marked or 0])} is finished, so nothing can be compared to it."
+                f"--figure: no run of {labels[marked or 0]} is finished, so nothing can be compared to it."
             )
-        _, _, width, chart_height = map(float, chart.split('viewBox="', 1)[1].split('"', 1)[0].split())
-        x = GAP + index % COLUMNS * (width + GAP)
-        y = GAP + index // COLUMNS * (TITLE_HEIGHT + chart_height + GAP)
-        parts.append(f'<text class="title" x="{x:.0f}" y="{y + 14:.0f}">{escape(_title(metric) + what)}</text>')
-        content = chart.split(">", 1)[1].removesuffix("</svg>")
-        parts.append(f'<g class="chart" transform="translate({x:.0f} {y + TITLE_HEIGHT:.0f})">{content}</g>')
-        height, total = y + TITLE_HEIGHT + chart_height + GAP, max(total, x + width + GAP)
+        x = GAP + index % COLUMNS * (plot.width + GAP)
+        y = GAP + index // COLUMNS * (TITLE_HEIGHT + plot.height + GAP)
+        parts.append(f'<text class="title" x="{x}" y="{y + 14}">{escape(_title(metric) + what)}</text>')
+        parts.append(f'<g class="chart" transform="translate({x} {y + TITLE_HEIGHT})">{plot.content}</g>')
+        width, height = max(width, x + plot.width + GAP), y + TITLE_HEIGHT + plot.height + GAP
     paper = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
-    size = f'width="{total:.0f}" height="{height:.0f}" viewBox="0 0 {total:.0f} {height:.0f}"'
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}{FONT}</style>{paper}{"".join(parts)}</svg>\n'
 
 
 def _title(metric: Metric) -> str:
-    return f"{metric.title} {metric.unit}".strip() + ARROWS[metric.better]
+    return f"{metric.heading} {metric.arrow}"
 
 
 def _cell(metric: Metric, row: SettingRow) -> str:
@@ -103,17 +100,17 @@ def _cell(metric: Metric, row: SettingRow) -> str:
 
 
 def _difference(metric: Metric, row: SettingRow) -> Estimate:
-    """None of the default setting to itself."""
+    """To the default setting; of that one to itself zero, without an interval."""
     return row.differences.get(metric.key, Estimate(row.means[metric.key].count if row.is_default else 0, 0.0))
 
 
-def _name(row: SettingRow) -> str:
-    return ", ".join(row.labels.values()) or "the base"
+def _name(labels: Mapping[str, str]) -> str:
+    return ", ".join(labels.values()) or "the base"
 
 
 def _find_setting(sweep: Sweep, name: str) -> dict[str, str]:
-    known = {", ".join(trial.labels.values()): dict(trial.labels) for trial in sweep.trials}
-    if not any(known):
+    known = {_name(trial.labels): dict(trial.labels) for trial in sweep.trials}
+    if not any(known.values()):
         raise SweepError(f"--baseline: {sweep.name} varies nothing, so there is nothing to compare.")
     if name not in known:
         raise SweepError(f"--baseline: there is no setting {name!r} in {sweep.name}; it has {'; '.join(known)}.")

@@ -306,5 +306,4 @@ def _column(metric: Metric) -> str:
 
 
 def _direction(metric: Metric) -> str:
-    arrows = {"max": "↑", "min": "↓", "one": "→ 1"}
-    return f' <span class="soft">{arrows[metric.better]}</span>'
+    return f' <span class="soft">{metric.arrow}</span>'

@@ -41,6 +41,16 @@ class Metric:
     unit: str = ""
     needs_truth: bool = True  # a grade; the others are measured of every run
 
+    @property
+    def heading(self) -> str:
+        """Title and unit."""
+        return f"{self.title} {self.unit}".strip()
+
+    @property
+    def arrow(self) -> str:
+        """Where better is."""
+        return {"max": "↑", "min": "↓", "one": "→ 1"}[self.better]
+
 
 ALWAYS_SHOWN = ("match_residual", "seconds")
 WITHOUT_TRUTH: tuple[str, Literal["max", "min"]] = (

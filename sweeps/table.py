@@ -28,7 +28,7 @@ def format_table(rows: Sequence[SettingRow]) -> str:
     parameters = parameters_of(rows)
     any_cached = any(row.cached for row in rows)
     header = [leaf(key) for key in parameters] + ["n"] + ["cached"] * any_cached
-    header += [f"{metric.title} {metric.unit}".strip() for metric in metrics]
+    header += [metric.heading for metric in metrics]
     lines = [[*header, ""]]
     for row in rows:
         mark = " *" if row.is_default else ""

@@ -69,7 +69,6 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         """Only hears of the first trial: Tune may give it to a process that comes free while this one starts."""
         self._prior: Any = None
         self._prior_config: Any = None
-        self._resources = ExitStack()
         self._hear_of(Spec.from_text(config["spec"]))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -120,6 +119,7 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
     def _hear_of(self, spec: Spec) -> None:
         self._spec, self._is_open = spec, False
         self._status = Status(identity=spec.identity)
+        self._resources = ExitStack()
 
     def _open(self) -> None:
         """Once: continues the trial where its folder says, or starts it; not if the sweep is being stopped."""
@@ -132,7 +132,6 @@ class CorrDreamTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no ty
         self._folder = sweep_folder.trial(spec.trial)
         self._stop_file = sweep_folder.stop_file
         self._report_seconds = spec.report_seconds
-        self._resources = ExitStack()
         self._trainer: Any = None
         self._warnings = Warnings()
         self._measured: dict[str, float] = {}  # at the rung or the end where the attempt ended
