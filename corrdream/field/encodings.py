@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -152,28 +153,44 @@ class FrequencyEncoding(nn.Module):
 class SphericalHarmonics(nn.Module):
     """Real spherical harmonics of the direction 2 u - 1, orders 0 .. degree - 1; orthonormal, Condon-Shortley sign."""
 
+    coefficients: Tensor
+
     def __init__(self, *, degree: int) -> None:
         super().__init__()
         self.degree = degree
         self.output_dim = degree**2
+        self.register_buffer("coefficients", harmonic_polynomials(degree), persistent=False)
 
     def forward(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]:
         """Order l = 0, 1, ..., each with m = -l .. l, as polynomials in x, y, z (z^2 stands for 1 - x^2 - y^2)."""
-        x, y, z = (2 * points - 1).unbind(-1)
-        values: dict[tuple[int, int], Tensor] = {}
-        cosine, sine = torch.ones_like(x), torch.zeros_like(x)  # real and imaginary part of (x + i y)^m
-        for m in range(self.degree):
-            # Legendre's recurrence in l, without the factor sin^m that (x + i y)^m carries
-            previous, current = torch.zeros_like(z), torch.full_like(z, (-1.0) ** m * math.prod(range(1, 2 * m, 2)))
-            for order in range(m, self.degree):
-                norm = math.sqrt(
-                    (2 * order + 1) / (4 * math.pi) * math.factorial(order - m) / math.factorial(order + m)
-                )
-                norm *= math.sqrt(2) if m else 1
-                values[order, m] = norm * current * cosine
-                if m:
-                    values[order, -m] = norm * current * sine
-                following = ((2 * order + 1) * z * current - (order + m) * previous) / (order + 1 - m)
-                previous, current = current, following
-            cosine, sine = cosine * x - sine * y, cosine * y + sine * x
-        return torch.stack([values[order, m] for order in range(self.degree) for m in range(-order, order + 1)], dim=-1)
+        x, y, z = (2 * points - 1).split(1, dim=-1)
+        monomials = [torch.ones_like(x)]
+        for power in range(1, self.degree):  # x times all of the last, y times those without x, z times that of z alone
+            before = monomials[-1]
+            monomials.append(torch.cat((x * before, y * before[:, -power:], z * before[:, -1:]), dim=-1))
+        return torch.cat(monomials, dim=-1) @ self.coefficients.to(points)
+
+
+def harmonic_polynomials(degree: int) -> Float[Tensor, "K C"]:
+    """How much of each monomial, by ascending total power and descending powers of x, y, is in each harmonic; float64.
+
+    The harmonic of order l and m >= 0 is the m-th derivative of Legendre's polynomial l in z, times the real part of
+    (x + i y)^m; that of -m has the imaginary part.
+    """
+    powers = [
+        (x, y, total - x - y) for total in range(degree) for x in range(total, -1, -1) for y in range(total - x, -1, -1)
+    ]
+    row = {power: index for index, power in enumerate(powers)}
+    coefficients = torch.zeros(len(powers), degree**2, dtype=torch.float64)
+    for order in range(degree):
+        legendre = np.polynomial.legendre.leg2poly(np.eye(degree)[order][: order + 1])
+        for m in range(order + 1):
+            norm = (2 * order + 1) / (4 * math.pi) * math.factorial(order - m) / math.factorial(order + m)
+            scale = (-1.0) ** m * math.sqrt(2 * norm if m else norm)
+            for power_z, along_z in enumerate(np.polynomial.polynomial.polyder(legendre, m)):
+                for power_y in range(m + 1):
+                    sign = (1, 1, -1, -1)[power_y % 4]  # of i^power_y, which is imaginary for odd powers
+                    column = order**2 + order + (-m if power_y % 2 else m)
+                    value = sign * scale * math.comb(m, power_y) * along_z
+                    coefficients[row[m - power_y, power_y, power_z], column] += value
+    return coefficients
