@@ -151,9 +151,10 @@ def to_picture(values: Float[Tensor, "H W 3"]) -> Picture:
 def normal_picture(render: RenderOutput, view: int) -> Picture:
     """World normals as colors, (n + 1) / 2 over white."""
     opacity = render.opacity[view][..., None]
-    if render.normal is None:
+    normal = render.normal()
+    if normal is None:
         return to_picture(opacity.expand(-1, -1, 3))
-    return to_picture((render.normal[view] + opacity) / 2 + (1 - opacity))
+    return to_picture((normal[view] + opacity) / 2 + (1 - opacity))
 
 
 def opacity_picture(render: RenderOutput, view: int) -> Picture:

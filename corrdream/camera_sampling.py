@@ -6,7 +6,7 @@ draws after it are. Angles are degrees in settings and radians in the cameras.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, assert_never
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from corrdream.cameras import intrinsics_from_fovy, look_at, place_lights, spherical_position
 from corrdream.structures import CameraBatch, LightBatch
-from corrdream.transfer import all_to_device
 
 Range = tuple[float, float]
 
@@ -126,19 +125,9 @@ def place_cameras(settings: CameraSettings, draws: CameraDraws) -> tuple[CameraB
     return cameras, place_lights(position, each_view(draws.light * settings.light_perturb), light_distance)
 
 
-def sample_multiview_cameras(
-    settings: CameraSettings, generator: torch.Generator, device: torch.device | str
-) -> tuple[CameraBatch, LightBatch]:
-    """Random cameras and lights on `device`, the same for a seed on every device: placed where the generator is."""
-    cameras, lights = place_cameras(settings, draw_cameras(settings, generator))
-    parts = [cameras.c2w, cameras.intrinsics, cameras.azimuth, cameras.elevation, cameras.distance]
-    parts += [lights.position, lights.offset, lights.distance]
-    c2w, intrinsics, azimuth, elevation, distance, *of_lights = all_to_device(parts, device)
-    position, offset, light_distance = of_lights
-    moved_cameras = replace(
-        cameras, c2w=c2w, intrinsics=intrinsics, azimuth=azimuth, elevation=elevation, distance=distance
-    )
-    return moved_cameras, LightBatch(position=position, offset=offset, distance=light_distance)
+def sample_multiview_cameras(settings: CameraSettings, generator: torch.Generator) -> tuple[CameraBatch, LightBatch]:
+    """Random cameras and lights, where the generator is: on the host they are the same for a seed on every machine."""
+    return place_cameras(settings, draw_cameras(settings, generator))
 
 
 def _azimuth(settings: CameraSettings, uniform: Float[Tensor, " G"]) -> Float[Tensor, " B"]:

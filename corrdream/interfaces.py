@@ -130,9 +130,13 @@ class Similarity(Protocol):
     """How alike the pixels of B pairs of S x S images are, source to target; pixel (x, y) has number y S + x."""
 
     def best_target(
-        self, view: Int[Tensor, " M"], source: Int[Tensor, " M"]
+        self, view: Int[Tensor, " M"], source: Int[Tensor, " M"], before_row: Sequence[int] | None = None
     ) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
-        """The most similar target pixel of each source pixel, and how similar it is."""
+        """The most similar target pixel of each source pixel, and how similar it is.
+
+        `before_row` [B S + 1]: how many of the source pixels come before each row of all images, and how many there
+        are; the host may have to wait for the device to learn it.
+        """
         ...
 
     def at(self, view: Int[Tensor, " M"], source: Int[Tensor, " M"], target: Int[Tensor, " M"]) -> Float[Tensor, " M"]:

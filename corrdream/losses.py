@@ -49,10 +49,10 @@ def opaque_loss(opacity: Float[Tensor, "B H W"]) -> Float[Tensor, ""]:
     return -(clamped * clamped.log() + (1 - clamped) * torch.log1p(-clamped)).mean()
 
 
-def z_variance_loss(render: RenderOutput) -> Float[Tensor, ""]:
+def z_variance_loss(z_variance: Float[Tensor, "B H W"], opacity: Float[Tensor, "B H W"]) -> Float[Tensor, ""]:
     """Mean variance of the distance along rays with o > 0.5; zero if there is none. Pulls weights to one surface."""
-    solid = render.opacity > SOLID_OPACITY
-    return (render.z_variance * solid).sum() / solid.sum().clamp_min(1)
+    solid = opacity > SOLID_OPACITY
+    return (z_variance * solid).sum() / solid.sum().clamp_min(1)
 
 
 def total_variation(grids: Iterable[Float[Tensor, "X Y Z C"]]) -> Float[Tensor, ""]:
@@ -97,7 +97,7 @@ def regularization_losses(
         "orientation": lambda: orientation_loss(render),
         "sparsity": lambda: sparsity_loss(render.opacity),
         "opaque": lambda: opaque_loss(render.opacity),
-        "z_variance": lambda: z_variance_loss(render),
+        "z_variance": lambda: z_variance_loss(render.z_variance(), render.opacity),
         "total_variation": lambda: total_variation(field.smooth_grids()),
     }
     return {name: term() for name, term in terms.items() if weights[name]}

@@ -48,7 +48,7 @@ class Quality:
     saturation_distance: float | None  # Wasserstein-1 to the saturation of the prior's own pictures
     contrast_ratio: float | None  # deviation of the colors over that of the prior's own pictures, 1 at best
     clipped_pixels: float | None  # share of foreground pixels with a channel at an end
-    match_residual: float | None  # mean distance of matches and reprojections, in pixels of the prior's images
+    match_residual: float | None  # median distance of matches and reprojections, in pixels of the prior's images
     step_seconds_median: float | None
     step_seconds_p95: float | None
     nonfinite_share: float | None  # of the steps, whose gradient was not finite
@@ -100,7 +100,7 @@ def _measure_volume(scene: SceneView, size: int, views: Sequence[RenderOutput]) 
     parts = [slice(start, start + VIEWS_AT_ONCE) for start in range(0, metrics.NUM_HULL_VIEWS, VIEWS_AT_ONCE)]
     silhouettes = torch.cat([scene.render(select(cameras, part)).opacity for part in parts])
     diagonal = metrics.bounding_diagonal(occupied, radius)
-    variance, opacity = (torch.cat([getattr(view, name) for view in views]) for name in ("z_variance", "opacity"))
+    variance, opacity = torch.cat([view.z_variance() for view in views]), torch.cat([view.opacity for view in views])
     return {
         "hull_gap": metrics.visual_hull_gap(occupied, silhouettes, cameras, radius),
         "floater_share": metrics.floater_share(occupied),
@@ -110,7 +110,7 @@ def _measure_volume(scene: SceneView, size: int, views: Sequence[RenderOutput]) 
 
 @torch.no_grad()
 def match_residual(scene: SceneView, prior: MultiviewPrior) -> float | None:
-    """Mean distance, in pixels, between what the prior's features match and where the depths take it; None without any.
+    """Median distance, in pixels, between what the prior's features match and where the depths take it; None without.
 
     Views a quarter turn apart (with four of them) and their twins at TWIN_DEG, under the same noise. Matches are made
     and judged by the right settings whatever the run was trained with, so that runs can be compared.

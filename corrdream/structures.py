@@ -10,11 +10,15 @@ Conventions, stated once:
 * `distance` is measured along the unit ray; `depth` is the planar z coordinate in the camera.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from jaxtyping import Float, Int
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from corrdream.transfer import all_to_device
 
 ShadingMode = Literal["albedo", "textureless", "diffuse"]
 
@@ -31,6 +35,13 @@ class CameraBatch:
     height: int
     width: int
 
+    def to(self, device: torch.device | str) -> "CameraBatch":
+        """The same on another device."""
+        c2w, intrinsics, azimuth, elevation, distance = all_to_device(
+            [self.c2w, self.intrinsics, self.azimuth, self.elevation, self.distance], device
+        )
+        return replace(self, c2w=c2w, intrinsics=intrinsics, azimuth=azimuth, elevation=elevation, distance=distance)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LightBatch:
@@ -39,6 +50,11 @@ class LightBatch:
     position: Float[Tensor, "B 3"]
     offset: Float[Tensor, "B 3"]
     distance: Float[Tensor, " B"]
+
+    def to(self, device: torch.device | str) -> "LightBatch":
+        """The same on another device."""
+        position, offset, distance = all_to_device([self.position, self.offset, self.distance], device)
+        return LightBatch(position=position, offset=offset, distance=distance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,17 +95,33 @@ class FieldOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderOutput:
-    """Images, and what the regularizers need of the samples behind them."""
+    """The images that every step needs, and the samples behind them, from which others are made when asked for."""
 
     rgb: Float[Tensor, "B H W 3"]
     opacity: Float[Tensor, "B H W"]
     distance: Float[Tensor, "B H W"]  # sum of weight * t along the unit ray, not divided by opacity
-    z_variance: Float[Tensor, "B H W"]
-    normal: Float[Tensor, "B H W 3"] | None  # unit where opaque, world frame, times opacity
     samples: RaySamples
     weights: Float[Tensor, " S"]
     sample_normal: Float[Tensor, "S 3"] | None
     sample_direction: Float[Tensor, "S 3"]
+
+    def z_variance(self) -> Float[Tensor, "B H W"]:
+        """Weighted squared deviation of t from the pixel's `distance`, summed over its samples."""
+        middle = (self.samples.t_starts + self.samples.t_ends) / 2
+        deviation = middle - self.distance.flatten().index_select(0, self.samples.ray_indices)
+        return self._sum_over_samples((self.weights * deviation.square())[:, None]).squeeze(-1)
+
+    def normal(self) -> Float[Tensor, "B H W 3"] | None:
+        """The samples' mean normal, unit where opaque, world frame, times opacity; None without normals."""
+        if self.sample_normal is None:
+            return None
+        mean = self._sum_over_samples(self.weights[:, None] * self.sample_normal)
+        return F.normalize(mean, dim=-1) * self.opacity[..., None]
+
+    def _sum_over_samples(self, values: Float[Tensor, "S C"]) -> Float[Tensor, "B H W C"]:
+        zero = values.new_zeros(self.opacity.numel(), values.shape[1])
+        total = zero.index_add(0, self.samples.ray_indices, values)
+        return total.view(*self.opacity.shape, values.shape[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,12 +144,27 @@ class GuidanceOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matches:
-    """Cross-view matches that survived the epipolar filters; `view` says which camera pair each belongs to."""
+    """Candidates for cross-view matches; those that survive the epipolar filters are matches.
 
-    view: Int[Tensor, " M"]
+    To take the others out, as `kept` does, the host must wait for the device, so the training step leaves them in.
+    """
+
+    view: Int[Tensor, " M"]  # the camera pair that each belongs to
     source_xy: Int[Tensor, "M 2"]  # pixel indices in the source view
-    target_xy: Float[Tensor, "M 2"]  # on the epipolar line, pixels of the target view
-    confidence: Float[Tensor, " M"]
+    target_xy: Float[Tensor, "M 2"]  # on the epipolar line, pixels of the target view; may be NaN where none is near
+    confidence: Float[Tensor, " M"]  # 0 for those that do not survive
+    survives: Bool[Tensor, " M"]
+
+    def kept(self) -> "Matches":
+        """The matches alone."""
+        chosen = self.survives.nonzero().squeeze(dim=1)  # sync
+        return Matches(
+            view=self.view[chosen],
+            source_xy=self.source_xy[chosen],
+            target_xy=self.target_xy[chosen],
+            confidence=self.confidence[chosen],
+            survives=self.survives[chosen],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,5 +173,5 @@ class CorrespondenceOutput:
 
     loss: Float[Tensor, ""]
     matches: tuple[Matches, ...]  # source to target views; then target to source, where both directions are used
-    errors: tuple[Tensor, ...]  # one [M] for each of the matches: distance of match and reprojection, pixels
+    errors: tuple[Tensor, ...]  # one [M] for each of the matches: distance of match and reprojection, pixels; 0 if lost
     residual: Float[Tensor, ""]  # median distance of match and reprojection, pixels; NaN without matches

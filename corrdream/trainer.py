@@ -118,7 +118,7 @@ class Trainer:
     def train_step(self) -> StepMetrics:
         """One optimizer step; returns what to log of it."""
         settings = settings_at(self.config, self.step, self.prior.num_views)
-        cameras, lights = sample_multiview_cameras(settings.cameras, self.generator, self.device)
+        cameras, lights = sample_multiview_cameras(settings.cameras, self.generator)  # on the host
         self.scene.occupancy.update(self.scene.field.density, self.step, self.generator)
         with self.autocast():
             look = self.draw_look(settings)
@@ -155,8 +155,8 @@ class Trainer:
     def render(self, cameras: CameraBatch, lights: LightBatch, look: Look) -> RenderOutput:
         """The scene as it is now."""
         return render(
-            cameras,
-            lights,
+            cameras.to(self.device),
+            lights.to(self.device),
             look.appearance,
             field=self.scene.field,
             background=self.scene.background,
@@ -219,12 +219,11 @@ class Trainer:
             self.match_view = MatchView(
                 source=images.rgb.detach(),
                 target=twin.rgb.detach(),
-                matches=output.matches[0],
-                errors=output.errors[0],
+                matches=output.matches[0].kept(),
+                errors=output.errors[0][output.matches[0].survives],
             )
-        matches = sum(len(matches.view) for matches in output.matches)
         return {"correspondence": output.loss}, {
-            "correspondence/matches": torch.full_like(output.loss.detach(), matches),
+            "correspondence/matches": torch.cat([matches.survives for matches in output.matches]).sum().float(),
             "correspondence/residual": output.residual,
         }
 
@@ -234,7 +233,8 @@ class Trainer:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The prior's text-conditioned activations for both view sets, under the same noise."""
         if self.true_features is not None:
-            return [self.true_features(cameras)], [self.true_features(twin_cameras)]
+            source, target = (self.true_features(views.to(self.device)) for views in (cameras, twin_cameras))
+            return [source], [target]
         config = self.config.correspondence
         latents = self.encode(torch.cat([images.rgb, twin.rgb]))
         noise = self.draw_noise(latents[: len(latents) // 2])
@@ -251,7 +251,7 @@ class Trainer:
         return [source for source, _ in halves], [target for _, target in halves]
 
     def draw_shift(self, batch_size: int) -> Float[Tensor, " B"]:
-        """Azimuth from each view to its twin, radians."""
+        """Azimuth from each view to its twin, radians, on the host."""
         config = self.config.correspondence
         low, high = config.shift_range
         match config.shift:
@@ -264,7 +264,7 @@ class Trainer:
                 shift = signed.repeat_interleave(self.prior.num_views)
             case _:
                 assert_never(config.shift)
-        return to_device(torch.deg2rad(shift.float()), self.device)
+        return torch.deg2rad(shift.float())
 
     def encode(self, images: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B C h w"]:
         """Latents drawn from the encoder's posterior, as released; a prior without one takes no notice of the noise."""

@@ -16,7 +16,9 @@ def to_device(tensor: Shaped[Tensor, "*N"], device: torch.device | str) -> Shape
 
 
 def all_to_device(tensors: Sequence[Shaped[Tensor, "..."]], device: torch.device | str) -> list[Shaped[Tensor, "..."]]:
-    """Tensors of one dtype on `device`, in a single copy."""
+    """Tensors of one dtype on `device`, in a single copy; themselves if they are there."""
+    if all(tensor.device.type == torch.device(device).type for tensor in tensors):
+        return list(tensors)
     packed = to_device(torch.cat([tensor.flatten() for tensor in tensors]), device)
     parts = packed.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

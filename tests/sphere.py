@@ -70,8 +70,6 @@ def rendering(opacity: Tensor, distance: Tensor) -> RenderOutput:
         rgb=opacity.new_zeros(*opacity.shape, 3),
         opacity=opacity,
         distance=distance,
-        z_variance=torch.zeros_like(opacity),
-        normal=None,
         samples=RaySamples(ray_indices=torch.zeros(0, dtype=torch.long), t_starts=empty, t_ends=empty),
         weights=empty,
         sample_normal=None,

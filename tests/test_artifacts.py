@@ -36,6 +36,7 @@ def matches(*rows: tuple[int, tuple[int, int], tuple[float, float]]) -> Matches:
         source_xy=torch.tensor(source),
         target_xy=torch.tensor(target),
         confidence=torch.ones(len(rows)),
+        survives=torch.ones(len(rows), dtype=torch.bool),
     )
 
 
@@ -84,6 +85,7 @@ def test_views_without_matches_are_shown_as_they_are() -> None:
         source_xy=torch.zeros(0, 2, dtype=torch.long),
         target_xy=torch.zeros(0, 2),
         confidence=torch.zeros(0),
+        survives=torch.zeros(0, dtype=torch.bool),
     )
     assert (match_sheet(images, images, none, torch.zeros(0)) == 128).all()
 

@@ -98,7 +98,7 @@ def test_area_uniform_rule_covers_equal_areas_equally() -> None:
 
 
 def test_views_of_a_group_share_everything_but_their_evenly_spaced_azimuth() -> None:
-    cameras, lights = sample_multiview_cameras(settings(), generator(), "cpu")
+    cameras, lights = sample_multiview_cameras(settings(), generator())
     for shared in (cameras.elevation, cameras.distance, cameras.intrinsics, lights.offset, lights.distance):
         groups = shared.unflatten(0, (2, 4))
         assert torch.equal(groups, groups[:, :1].expand_as(groups))
@@ -110,7 +110,7 @@ def test_views_of_a_group_share_everything_but_their_evenly_spaced_azimuth() -> 
 def test_draws_stay_within_the_ranges() -> None:
     many = settings(batch_size=400, elevation_range=(-10.0, 50.0), azimuth_range=(-90.0, 180.0))
     for seed in range(4):
-        cameras, lights = sample_multiview_cameras(many, generator(seed), "cpu")
+        cameras, lights = sample_multiview_cameras(many, generator(seed))
         elevation, azimuth = torch.rad2deg(cameras.elevation), torch.rad2deg(cameras.azimuth)
         assert elevation.min() >= -10.001
         assert elevation.max() <= 50.001
@@ -148,10 +148,10 @@ def test_generator_state_decides_the_cameras_and_the_global_one_is_untouched() -
     global_state = torch.get_rng_state()
     source = generator(3)
     state = source.get_state()
-    first, _ = sample_multiview_cameras(settings(), source, "cpu")
-    again, _ = sample_multiview_cameras(settings(), source, "cpu")
+    first, _ = sample_multiview_cameras(settings(), source)
+    again, _ = sample_multiview_cameras(settings(), source)
     source.set_state(state)
-    resumed, _ = sample_multiview_cameras(settings(), source, "cpu")
+    resumed, _ = sample_multiview_cameras(settings(), source)
     assert torch.equal(first.c2w, resumed.c2w)
     assert not torch.equal(first.c2w, again.c2w)
     assert torch.equal(global_state, torch.get_rng_state())

@@ -12,13 +12,13 @@ from corrdream.correspondence import (
     StreamedMatching,
     VolumeMatching,
     correspondence_loss,
-    find_candidates,
-    keep_matches,
+    find_matches,
     opaque_pixels,
 )
 from corrdream.correspondence.loss import (
     OpaquePixels,
     match_depths,
+    match_errors,
     match_loss,
     match_residual,
     normalize_confidence,
@@ -69,7 +69,7 @@ def pixels_of(
     return dict(zip(("source_pixels", "target_pixels"), pixels, strict=True))
 
 
-def find_matches(
+def matches_of(
     similarity: Similarity,
     source_opacity: Tensor,
     target_opacity: Tensor,
@@ -78,10 +78,20 @@ def find_matches(
     *,
     settings: CorrespondenceSettings,
 ) -> Matches:
-    """Both steps in one."""
+    """From opacities to matches."""
     pixels = opaque_pixels(source_opacity, target_opacity, settings=settings, generator=generator())
-    candidates = find_candidates(similarity, *pixels, source, target, settings=settings)
-    return keep_matches(candidates, similarity, num_views=len(source_opacity), settings=settings)
+    return find_matches(similarity, *pixels, source, target, settings=settings).kept()
+
+
+def all_survive(view: Tensor, source_xy: Tensor, target_xy: Tensor, confidence: Tensor | None = None) -> Matches:
+    """Matches that are given."""
+    return Matches(
+        view=view,
+        source_xy=source_xy,
+        target_xy=target_xy,
+        confidence=torch.ones(len(view)) if confidence is None else confidence,
+        survives=torch.ones(len(view), dtype=torch.bool),
+    )
 
 
 def errors_at_true_geometry(settings: CorrespondenceSettings, **camera: Any) -> Tensor:
@@ -89,7 +99,7 @@ def errors_at_true_geometry(settings: CorrespondenceSettings, **camera: Any) -> 
     radius = camera.pop("radius")
     source, target = camera_pairs(**camera)
     view, source_xy, target_xy = seen_by_both(source, target, radius)
-    matches = Matches(view=view, source_xy=source_xy, target_xy=target_xy, confidence=torch.ones(len(view)))
+    matches = all_survive(view, source_xy, target_xy)
     image = render_sphere(source, radius)
     depth = match_depths(matches, image.distance, image.opacity, source, settings=settings)
     return (reproject(matches, depth, source, target)[0] - target_xy).norm(dim=1)
@@ -132,12 +142,8 @@ def some_matches(num_views: int = 2, count: int = 12) -> tuple[Matches, CameraBa
     view, source_xy, target_xy = seen_by_both(source, target, RADIUS)
     chosen = torch.linspace(0, len(view) - 1, count).long()
     noise = torch.randn(count, 2, generator=generator(), dtype=torch.float64)
-    matches = Matches(
-        view=view[chosen],
-        source_xy=source_xy[chosen],
-        target_xy=target_xy[chosen] + noise,
-        confidence=torch.rand(count, generator=generator(), dtype=torch.float64),
-    )
+    confidence = torch.rand(count, generator=generator(), dtype=torch.float64)
+    matches = all_survive(view[chosen], source_xy[chosen], target_xy[chosen] + noise, confidence)
     return matches, source, target, render_sphere(source, RADIUS).distance
 
 
@@ -173,12 +179,8 @@ def test_smoothed_opacity_averages_nine_pixels_and_counts_the_outside_as_empty()
 
 
 def test_loss_of_two_matches_written_out() -> None:
-    matches = Matches(
-        view=torch.tensor([1, 1]),
-        source_xy=torch.tensor([[3, 4], [5, 6]]),
-        target_xy=torch.zeros(2, 2),
-        confidence=torch.tensor([0.5, 2.0]),
-    )
+    pixels = torch.tensor([[3, 4], [5, 6]])
+    matches = all_survive(torch.tensor([1, 1]), pixels, torch.zeros(2, 2), torch.tensor([0.5, 2.0]))
     errors = torch.tensor([[0.5, -3.0], [0.0, 1.0]])
     by_hand = (0.5 * (0.5 * 0.25 + 2.5) + 2.0 * 0.5) / 4
     summed = match_loss(matches, errors, num_views=2, settings=dataclasses.replace(RIGHT, reduction="sum"))
@@ -193,14 +195,21 @@ def test_loss_of_two_matches_written_out() -> None:
 def test_normalized_confidence_is_positive_with_mean_one_a_view() -> None:
     view = torch.tensor([0, 0, 0, 2, 2])
     confidence = torch.tensor([1.0, 3.0, -2.0, 0.2, 0.2])
-    normalized = normalize_confidence(confidence, view, num_views=4)
+    everything = torch.ones(5, dtype=torch.bool)
+    normalized = normalize_confidence(confidence, everything, view, num_views=4)
     torch.testing.assert_close(normalized, torch.tensor([0.75, 2.25, 0.0, 1.0, 1.0]))
-    assert bool((normalize_confidence(-confidence.abs(), view, num_views=4) == 0).all())
+    assert bool((normalize_confidence(-confidence.abs(), everything, view, num_views=4) == 0).all())
+    some = torch.tensor([True, True, False, True, False])
+    normalized = normalize_confidence(torch.where(some, confidence, 0), some, view, num_views=4)
+    torch.testing.assert_close(normalized, torch.tensor([0.5, 1.5, 0.0, 1.0, 0.0]))
 
 
 def test_residual_is_the_median_distance() -> None:
-    assert match_residual(torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0]])) == 1.0
-    assert match_residual(torch.zeros(0, 2)).isnan()
+    errors = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0]])
+    assert match_residual(errors, torch.tensor([True, True, True])) == 1.0
+    assert match_residual(errors, torch.tensor([True, False, False])) == 5.0
+    assert match_residual(errors, torch.zeros(3, dtype=torch.bool)).isnan()
+    assert match_residual(torch.zeros(0, 2), torch.zeros(0, dtype=torch.bool)).isnan()
 
 
 # Properties
@@ -209,7 +218,7 @@ def test_residual_is_the_median_distance() -> None:
 def test_perfect_rendering_is_matched_well_and_costs_next_to_nothing() -> None:
     output, _, _ = sphere_step(RIGHT)
     (matches,) = output.matches
-    assert len(matches.view) > 100
+    assert matches.survives.sum() > 100
     assert output.residual < 0.5  # matches are whole pixels moved to their line
     released, _, _ = sphere_step(dataclasses.replace(RIGHT, depth_convention="ray_length", depth_normalization="none"))
     assert output.loss < released.loss
@@ -218,7 +227,7 @@ def test_perfect_rendering_is_matched_well_and_costs_next_to_nothing() -> None:
 def test_gradient_pulls_a_wrong_depth_back() -> None:
     cameras, twins = camera_pairs(1, size=32)
     view, source_xy, target_xy = seen_by_both(cameras, twins, RADIUS)
-    matches = Matches(view=view, source_xy=source_xy, target_xy=target_xy, confidence=torch.ones(len(view)))
+    matches = all_survive(view, source_xy, target_xy)
     image = render_sphere(cameras, RADIUS)
     for offset in (-0.1, 0.1):
         distance = (image.distance + offset).requires_grad_()
@@ -254,11 +263,11 @@ def test_mean_does_not_grow_with_the_batch_and_sum_does() -> None:
     opacity = torch.ones_like(distance)
     errors = reproject(matches, match_depths(matches, distance, opacity, source, settings=RIGHT), source, target)[0]
     errors = errors - matches.target_xy
-    twice = Matches(
-        view=torch.cat([matches.view, matches.view + 1]),
-        source_xy=matches.source_xy.repeat(2, 1),
-        target_xy=matches.target_xy.repeat(2, 1),
-        confidence=matches.confidence.repeat(2),
+    twice = all_survive(
+        torch.cat([matches.view, matches.view + 1]),
+        matches.source_xy.repeat(2, 1),
+        matches.target_xy.repeat(2, 1),
+        matches.confidence.repeat(2),
     )
     for settings, factor in ((RIGHT, 1.0), (RELEASED, 2.0)):
         once = match_loss(matches, errors, num_views=1, settings=settings)
@@ -283,7 +292,7 @@ def test_matches_are_opaque_close_to_their_line_and_inside() -> None:
     features = [torch.randn(2, 16, 32, 32, generator=generator())], [torch.randn(2, 16, 32, 32, generator=generator())]
     images = [render_sphere(view_set, RADIUS) for view_set in (cameras, twins)]
     similarity = VolumeMatching().similarity(*features, size=32)
-    matches = find_matches(similarity, images[0].opacity, images[1].opacity, cameras, twins, settings=RIGHT)
+    matches = matches_of(similarity, images[0].opacity, images[1].opacity, cameras, twins, settings=RIGHT)
     column, row = matches.source_xy.unbind(1)
     assert bool((smooth_opacity(images[0].opacity, 3)[matches.view, row, column] > 0.99).all())
     landing = matches.target_xy.long()
@@ -298,7 +307,7 @@ def test_released_threshold_shrinks_with_resolution_and_ours_does_not() -> None:
     for unit in ("squared_pixels", "scaled_pixels"):
         settings = dataclasses.replace(RIGHT, epipolar_threshold_unit=unit, epipolar_threshold=0.05)
         for size in (32, 64):
-            counts[unit, size] = len(sphere_step(settings, num_views=1, size=size)[0].matches[0].view)
+            counts[unit, size] = int(sphere_step(settings, num_views=1, size=size)[0].matches[0].survives.sum())
     assert counts["scaled_pixels", 32] == counts["squared_pixels", 32]
     assert counts["scaled_pixels", 64] > 1.1 * counts["squared_pixels", 64]
 
@@ -316,11 +325,34 @@ def test_small_moves_up_keep_matches_in_normal_form() -> None:
     target = dataclasses.replace(level, c2w=raised)
     similarity = VolumeMatching().similarity([features], [features], size=16)
     kept = [
-        len(find_matches(similarity, image, image, source, target, settings=settings).view)
+        len(matches_of(similarity, image, image, source, target, settings=settings).view)
         for settings in (RELEASED, RIGHT)
     ]
     assert kept[0] == 0
     assert kept[1] == 14 * 14
+
+
+@pytest.mark.parametrize("settings", [RIGHT, RELEASED])
+def test_what_does_not_survive_takes_no_part(settings: CorrespondenceSettings) -> None:
+    """The loss, its gradient and the median are those of the matches alone, whatever else was looked at."""
+    cameras, twins = camera_pairs(2)
+    both = torch.randn(2, 2, 16, 32, 32, generator=generator())
+    images = [render_sphere(view_set, RADIUS) for view_set in (cameras, twins)]
+    pixels = opaque_pixels(images[0].opacity, images[1].opacity, settings=settings, generator=generator())
+    similarity = VolumeMatching().similarity([both[0]], [both[1]], size=32)
+    candidates = find_matches(similarity, *pixels, cameras, twins, settings=settings)
+    found = []
+    for matches in (candidates, candidates.kept()):
+        distance = images[0].distance.clone().requires_grad_()
+        depth = match_depths(matches, distance, images[0].opacity, cameras, settings=settings)
+        errors = match_errors(matches, depth, cameras, twins)
+        loss = match_loss(matches, errors, num_views=2, settings=settings)
+        (gradient,) = torch.autograd.grad(loss, distance)
+        found.append((loss.detach(), gradient, match_residual(errors, matches.survives)))
+    assert 10 < candidates.survives.sum() < len(candidates.view) - 100
+    assert found[0][0] > 0
+    assert torch.equal(candidates.kept().confidence, candidates.confidence[candidates.survives])
+    torch.testing.assert_close(*found, rtol=1e-6, atol=0)
 
 
 def test_without_matches_the_loss_is_zero_with_a_zero_gradient() -> None:
@@ -362,10 +394,10 @@ def test_random_subset_limits_each_view_and_is_uniform() -> None:
 def test_max_matches_takes_a_part_of_the_candidates_and_draws_only_then() -> None:
     full, _, _ = sphere_step(RIGHT)
     few, _, _ = sphere_step(dataclasses.replace(RIGHT, max_matches=50))
-    everything = {
-        (v, *xy) for v, xy in zip(full.matches[0].view.tolist(), full.matches[0].source_xy.tolist(), strict=True)
-    }
-    part = {(v, *xy) for v, xy in zip(few.matches[0].view.tolist(), few.matches[0].source_xy.tolist(), strict=True)}
+    everything, part = (
+        {(view, *xy) for view, xy in zip(kept.view.tolist(), kept.source_xy.tolist(), strict=True)}
+        for kept in (full.matches[0].kept(), few.matches[0].kept())
+    )
     assert part < everything
     assert len(part) <= 2 * 50
     unused = generator()

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from corrdream.correspondence import StreamedMatching, VolumeMatching
-from corrdream.correspondence.correlations import bicubic_weights
-from corrdream.correspondence.matching import box_filter, mutual_matching
+from corrdream.correspondence.correlations import bicubic_interpolation
+from corrdream.correspondence.matching import box_filter, count_before_rows, mutual_matching
 from corrdream.correspondence.matching_streamed import MIN_TILE_ROWS, requested_tiles, tiles
 from corrdream.interfaces import Matching
 from tests.contracts.matching import MatchingContract
@@ -102,7 +102,7 @@ def test_box_filter_spreads_one_entry_over_its_neighbours() -> None:
 @pytest.mark.parametrize(("length", "size"), [(4, 16), (8, 8), (5, 12), (16, 8)])
 def test_bicubic_weights_interpolate_as_torch_does(length: int, size: int) -> None:
     image = torch.randn(1, 1, length, length, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    weights = bicubic_weights(length, size, image)
+    weights = bicubic_interpolation(length, size, image.dtype, image.device).weights
     expected = F.interpolate(image, size=(size, size), mode="bicubic", align_corners=False)
     torch.testing.assert_close(weights @ image[0, 0] @ weights.T, expected[0, 0])
 
@@ -118,7 +118,9 @@ def test_tiles_cover_every_row_of_every_pair_once() -> None:
 def test_requested_tiles_leave_out_rows_without_pixels() -> None:
     size = 8
     pixels = torch.tensor([2 * size + 1, 3 * size + 4, 64 + 7 * size])
-    found = [(tile.views, tile.rows, span) for tile, span in requested_tiles(pixels, 2, size, rows_per_tile=6)]
+    before_row = count_before_rows(pixels, 2, size)
+    assert [index for index in range(16) if before_row[index] < before_row[index + 1]] == [2, 3, 15]
+    found = [(tile.views, tile.rows, span) for tile, span in requested_tiles(before_row, size, rows_per_tile=6)]
     assert found == [(slice(0, 1), slice(2, 4), slice(0, 2)), (slice(1, 2), slice(7, 8), slice(2, 3))]
 
 

@@ -20,8 +20,7 @@ from corrdream.cameras import project
 from corrdream.correspondence import (
     CorrespondenceSettings,
     StreamedMatching,
-    find_candidates,
-    keep_matches,
+    find_matches,
     opaque_pixels,
 )
 from corrdream.correspondence.matching import unit_features
@@ -186,10 +185,9 @@ def _match_chunk(source: Sequence[Tensor], target: Sequence[Tensor], pairs: View
     source_pixels, target_pixels = opaque_pixels(
         pairs.source_mask.float(), pairs.target_mask.float(), settings=SETTINGS, generator=generator
     )
-    candidates = find_candidates(
+    matches = find_matches(
         similarity, source_pixels, target_pixels, pairs.source, pairs.target, settings=SETTINGS
-    )
-    matches = keep_matches(candidates, similarity, num_views=len(pairs.source_mask), settings=SETTINGS)
+    ).kept()
     where = (matches.view, matches.source_xy[:, 1], matches.source_xy[:, 0])
     counted = pairs.visible[where]
     return MatchQuality(

@@ -3,8 +3,7 @@
 from corrdream.correspondence.loss import (
     CorrespondenceSettings,
     correspondence_loss,
-    find_candidates,
-    keep_matches,
+    find_matches,
     opaque_pixels,
 )
 from corrdream.correspondence.matching import VolumeMatching
@@ -15,7 +14,6 @@ __all__ = [
     "StreamedMatching",
     "VolumeMatching",
     "correspondence_loss",
-    "find_candidates",
-    "keep_matches",
+    "find_matches",
     "opaque_pixels",
 ]

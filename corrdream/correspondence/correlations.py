@@ -6,6 +6,7 @@ both sides, which is linear; what is upsampled is never kept.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor
 from corrdream.correspondence.matching import unit_features
 
 WINDOW = 6  # coarse pixels that bicubic upsampling reads for three pixels in a row
-ROWS_AT_ONCE = 8  # of upsampled features, when their lengths are taken
+# Rows of upsampled features, when their lengths are taken: in the cache of a CPU, in few launches on a GPU.
+ROWS_AT_ONCE_CPU = 8
+ROWS_AT_ONCE_GPU = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,15 @@ class Tile:
     def pixels(self, size: int) -> slice:
         """The source pixels of its rows, in one image."""
         return slice(self.rows.start * size, self.rows.stop * size)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbourhood:
+    """Pixels, the 3 x 3 around each, and which of those lie inside; those outside are numbered 0."""
+
+    center: Int[Tensor, " m"]
+    near: Int[Tensor, "m 9"]
+    inside: Bool[Tensor, "m 9"]
 
 
 @runtime_checkable
@@ -44,8 +56,8 @@ class Correlations(Protocol):
         """Those of the tile's source pixels; the caller may write into it."""
         ...
 
-    def around(self, view: Int[Tensor, " m"], source: Int[Tensor, " m"], target: Int[Tensor, " m"]) -> Tensor:
-        """[m 9 9] those of the 3 x 3 neighbours of a source and of a target pixel; anything where one is outside."""
+    def around(self, view: Int[Tensor, " m"], source: Neighbourhood, target: Neighbourhood) -> Float[Tensor, "m 9 9"]:
+        """Those of the neighbours of a source and of a target pixel; anything where one is outside."""
         ...
 
     def transposed(self) -> "Correlations":
@@ -75,10 +87,10 @@ class FineCorrelations:
         """Products of the tile's pixels."""
         return self.source[tile.views, tile.pixels(self.size)] @ self.target[tile.views].transpose(1, 2)
 
-    def around(self, view: Int[Tensor, " m"], source: Int[Tensor, " m"], target: Int[Tensor, " m"]) -> Tensor:
+    def around(self, view: Int[Tensor, " m"], source: Neighbourhood, target: Neighbourhood) -> Float[Tensor, "m 9 9"]:
         """Products of 9 features with 9."""
-        of_source = self.source[view[:, None], neighbours(source, self.size)[0]]
-        of_target = self.target[view[:, None], neighbours(target, self.size)[0]]
+        of_source = self.source[view[:, None], source.near]
+        of_target = self.target[view[:, None], target.near]
         return torch.bmm(of_source, of_target.transpose(1, 2))
 
     def transposed(self) -> "FineCorrelations":
@@ -86,12 +98,21 @@ class FineCorrelations:
         return FineCorrelations(self.size, self.target, self.source)
 
 
+@dataclass(frozen=True, slots=True)
+class Interpolation:
+    """How a signal of h entries is upsampled to S places, and what lies below each place and its two neighbours."""
+
+    weights: Float[Tensor, "S h"]
+    entries: Int[Tensor, "S K"]  # consecutive, those that the three places read among them
+    near_weights: Float[Tensor, "S 3 K"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upsampling:
     """How the pixels of one view set come from those of its feature map, and the lengths that they then have."""
 
-    rows: Float[Tensor, "S h"]  # bicubic weights along y
-    columns: Float[Tensor, "S w"]
+    rows: Interpolation  # along y
+    columns: Interpolation
     inverse_length: Float[Tensor, "B n"]
 
 
@@ -107,23 +128,24 @@ class CoarseCorrelations:
     def tile(self, tile: Tile) -> Float[Tensor, "V P n"]:
         """Products upsampled over the tile's source pixels, then over all target pixels."""
         source, target = self.source, self.target
-        shape = source.rows.shape[1], source.columns.shape[1]
-        by_row = source.rows[tile.rows] @ self.products[tile.views].unflatten(1, shape).flatten(2)  # V T (w k l)
-        by_pixel = (source.columns @ by_row.unflatten(2, (shape[1], -1))).flatten(1, 2)  # V P (k l)
+        shape = source.rows.weights.shape[1], source.columns.weights.shape[1]
+        products = self.products[tile.views].unflatten(1, shape)  # V h w (k l)
+        by_row = source.rows.weights[tile.rows] @ products.flatten(2)  # V T (w k l)
+        by_pixel = (source.columns.weights @ by_row.unflatten(2, (shape[1], -1))).flatten(1, 2)  # V P (k l)
         by_pixel *= source.inverse_length[tile.views, tile.pixels(self.size), None]
-        coarse = by_pixel.unflatten(2, (target.rows.shape[1], target.columns.shape[1]))
-        upsampled = target.rows @ (coarse @ target.columns.T)
+        coarse = by_pixel.unflatten(2, (target.rows.weights.shape[1], target.columns.weights.shape[1]))
+        upsampled = target.rows.weights @ (coarse @ target.columns.weights.T)
         scaled: Tensor = upsampled.flatten(2).mul_(target.inverse_length[tile.views, None])
         return scaled
 
-    def around(self, view: Int[Tensor, " m"], source: Int[Tensor, " m"], target: Int[Tensor, " m"]) -> Tensor:
+    def around(self, view: Int[Tensor, " m"], source: Neighbourhood, target: Neighbourhood) -> Float[Tensor, "m 9 9"]:
         """The few products below both neighbourhoods, upsampled on either side."""
-        source_pixels, source_weights = neighbourhood_weights(self.source, source, self.size)
-        target_pixels, target_weights = neighbourhood_weights(self.target, target, self.size)
+        source_pixels, source_weights = neighbourhood_weights(self.source, source.center, self.size)
+        target_pixels, target_weights = neighbourhood_weights(self.target, target.center, self.size)
         below = self.products[view[:, None, None], source_pixels[:, :, None], target_pixels[:, None, :]]
         raw = source_weights @ below @ target_weights.transpose(1, 2)
-        raw *= self.source.inverse_length[view[:, None], neighbours(source, self.size)[0], None]
-        raw *= self.target.inverse_length[view[:, None], neighbours(target, self.size)[0]][:, None, :]
+        raw *= self.source.inverse_length[view[:, None], source.near, None]
+        raw *= self.target.inverse_length[view[:, None], target.near][:, None, :]
         return raw
 
     def transposed(self) -> "CoarseCorrelations":
@@ -131,54 +153,57 @@ class CoarseCorrelations:
         return CoarseCorrelations(self.size, self.products.transpose(1, 2), self.target, self.source)
 
 
-def bicubic_weights(length: int, size: int, like: Tensor) -> Float[Tensor, "S h"]:
-    """The matrix that upsamples a signal of `length` entries to `size`, as torch's bicubic interpolation does."""
-    impulses = torch.eye(length, dtype=like.dtype, device=like.device)[None, :, :, None]
+@lru_cache(maxsize=32)
+def bicubic_interpolation(length: int, size: int, dtype: torch.dtype, device: torch.device) -> Interpolation:
+    """From `length` entries to `size` places as torch's bicubic interpolation does it; kept, as it never changes."""
+    impulses = torch.eye(length, dtype=dtype, device=device)[None, :, :, None]
     upsampled = F.interpolate(impulses, size=(size, 1), mode="bicubic", align_corners=False)
-    return upsampled[0, :, :, 0].T.contiguous()
+    weights = upsampled[0, :, :, 0].T.contiguous()
+    place, width = torch.arange(size, device=device), min(WINDOW, length)
+    first = torch.floor((place - 0.5) * (length / size) - 0.5).long() - 1  # of the four that the left neighbour reads
+    entries = first.clamp(0, length - width)[:, None] + torch.arange(width, device=device)
+    three = (place[:, None] + torch.arange(-1, 2, device=device)).clamp(0, size - 1)
+    return Interpolation(weights, entries, weights[three[:, :, None], entries[:, None, :]])
 
 
 def upsampling(features: Float[Tensor, "B C h w"], size: int) -> Upsampling:
     """Weights and lengths; the upsampled features exist a few rows at a time."""
-    rows = bicubic_weights(features.shape[2], size, features)
-    columns = bicubic_weights(features.shape[3], size, features)
+    rows, columns = (
+        bicubic_interpolation(length, size, features.dtype, features.device) for length in features.shape[2:]
+    )
     pixels = features.permute(0, 2, 3, 1).contiguous()  # B h w C
     lengths = []
-    for part in rows.split(ROWS_AT_ONCE):
+    for part in rows.weights.split(ROWS_AT_ONCE_GPU if features.is_cuda else ROWS_AT_ONCE_CPU):
         by_row = (part @ pixels.flatten(2)).unflatten(2, (features.shape[3], -1))  # B T w C
-        lengths.append(torch.linalg.vector_norm(columns @ by_row, dim=3))
+        lengths.append(torch.linalg.vector_norm(columns.weights @ by_row, dim=3))
     length = torch.cat(lengths, dim=1).flatten(1)
     inverse_length = 1 / length.clamp_min(torch.finfo(length.dtype).tiny)
     return Upsampling(rows=rows, columns=columns, inverse_length=inverse_length)
 
 
-def neighbours(pixels: Int[Tensor, " m"], size: int) -> tuple[Int[Tensor, "m 9"], Bool[Tensor, "m 9"]]:
-    """The 3 x 3 pixels around each pixel, and which of them lie inside; those outside are numbered 0."""
-    offsets = torch.arange(-1, 2, device=pixels.device)
-    y = (pixels // size)[:, None, None] + offsets[:, None]
-    x = (pixels % size)[:, None, None] + offsets
-    inside = (y >= 0) & (y < size) & (x >= 0) & (x < size)
-    return torch.where(inside, y * size + x, 0).flatten(1), inside.flatten(1)
+@lru_cache(maxsize=8)
+def all_neighbours(size: int, device: torch.device) -> tuple[Int[Tensor, "n 9"], Bool[Tensor, "n 9"]]:
+    """The 3 x 3 pixels around every pixel, and which of them lie inside; those outside are numbered 0."""
+    offsets, place = torch.arange(-1, 2, device=device), torch.arange(size, device=device)[:, None]
+    three = place + offsets
+    fits = (three >= 0) & (three < size)
+    near = three[:, None, :, None] * size + three[None, :, None, :]
+    inside = fits[:, None, :, None] & fits[None, :, None, :]
+    return torch.where(inside, near, 0).reshape(-1, 9), inside.reshape(-1, 9)
+
+
+def neighbourhood(pixels: Int[Tensor, " m"], size: int) -> Neighbourhood:
+    """The neighbourhood of each pixel."""
+    near, inside = all_neighbours(size, pixels.device)
+    return Neighbourhood(pixels, near[pixels], inside[pixels])
 
 
 def neighbourhood_weights(
     side: Upsampling, pixels: Int[Tensor, " m"], size: int
 ) -> tuple[Int[Tensor, "m k"], Float[Tensor, "m 9 k"]]:
     """The coarse pixels below the 3 x 3 neighbours of each pixel, and the weights that each neighbour gives them."""
-    rows, row_weights = window(side.rows, pixels // size)
-    columns, column_weights = window(side.columns, pixels % size)
-    coarse = rows[:, :, None] * side.columns.shape[1] + columns[:, None, :]
-    weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
+    row, column = pixels // size, pixels % size
+    coarse = side.rows.entries[row][:, :, None] * side.columns.weights.shape[1] + side.columns.entries[column][:, None]
+    of_rows, of_columns = side.rows.near_weights[row], side.columns.near_weights[column]
+    weights = of_rows[:, :, None, :, None] * of_columns[:, None, :, None, :]
     return coarse.flatten(1), weights.flatten(3).flatten(1, 2)
-
-
-def window(
-    weights: Float[Tensor, "S h"], place: Int[Tensor, " m"]
-) -> tuple[Int[Tensor, "m K"], Float[Tensor, "m 3 K"]]:
-    """Along one axis: the coarse entries below a place and its two neighbours, and the weights of the three."""
-    size, length = weights.shape
-    width = min(WINDOW, length)
-    first = torch.floor((place - 0.5) * (length / size) - 0.5).long() - 1  # of the four that the left neighbour reads
-    entries = first.clamp(0, length - width)[:, None] + torch.arange(width, device=place.device)
-    three = (place[:, None] + torch.arange(-1, 2, device=place.device)).clamp(0, size - 1)
-    return entries, weights[three[:, :, None], entries[:, None, :]]

@@ -32,9 +32,10 @@ from corrdream.correspondence.epipolar import (
     project_matches,
     relative_motion,
 )
+from corrdream.correspondence.matching import count_before_rows
 from corrdream.interfaces import Matching, Similarity
 from corrdream.structures import CameraBatch, CorrespondenceOutput, Matches, RenderOutput
-from corrdream.transfer import to_device
+from corrdream.transfer import all_to_device, to_device
 
 EPS = 1e-6  # as released: in both divisions of the projection and in the division by the number of matches
 
@@ -62,20 +63,9 @@ class OpaquePixels:
     """Where a rendering is opaque, and the pixels that look for a match."""
 
     mask: Bool[Tensor, "B S S"]
-    view: Int[Tensor, " N"]
+    view: Int[Tensor, " N"]  # ascending, and `pixel` within each
     pixel: Int[Tensor, " N"]  # row S + column
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidates:
-    """Each source pixel's best target, moved to its epipolar line, and whether it is a match."""
-
-    view: Int[Tensor, " N"]
-    pixel: Int[Tensor, " N"]
-    source_xy: Int[Tensor, "N 2"]
-    on_line_xy: Float[Tensor, "N 2"]
-    landing: Int[Tensor, " N"]  # the target pixel that contains it
-    survives: Bool[Tensor, " N"]
+    before_row: list[int]  # how many come before each row of all images, and how many there are
 
 
 def correspondence_loss(
@@ -93,23 +83,19 @@ def correspondence_loss(
 ) -> CorrespondenceOutput:
     """The loss of two view sets, in one direction or both; features are [B, C_k, h_k, w_k], one a layer.
 
-    With direction `both` the pairs count twice, once each way, and the target rendering needs its graph too.
+    With direction `both` the pairs count twice, once each way, and the target rendering needs its graph too. The
+    cameras may stay on the host, whose small matrices are quicker there.
     """
     forward = matching.similarity(source_features, target_features, size=source.opacity.shape[1])
     directions = [(forward, source, source_cameras, target_cameras, source_pixels, target_pixels)]
     if settings.direction == "both":
         backward = forward.transposed()
         directions.append((backward, target, target_cameras, source_cameras, target_pixels, source_pixels))
-    # All candidates before the first match: from there on the host waits for the device.
-    candidates = [
-        find_candidates(similarity, pixels, other_pixels, cameras, other_cameras, settings=settings)
-        for similarity, _, cameras, other_cameras, pixels, other_pixels in directions
-    ]
     losses, all_matches, all_errors = [], [], []
-    for found, (similarity, seen, cameras, other_cameras, *_) in zip(candidates, directions, strict=True):
-        matches = keep_matches(found, similarity, num_views=len(seen.opacity), settings=settings)
+    for similarity, seen, cameras, other_cameras, pixels, other_pixels in directions:
+        matches = find_matches(similarity, pixels, other_pixels, cameras, other_cameras, settings=settings)
         depth = match_depths(matches, seen.distance, seen.opacity, cameras, settings=settings)
-        errors = reproject(matches, depth, cameras, other_cameras)[0] - matches.target_xy
+        errors = match_errors(matches, depth, cameras, other_cameras)
         losses.append(match_loss(matches, errors, num_views=len(seen.opacity), settings=settings))
         all_matches.append(matches)
         all_errors.append(errors.detach())
@@ -118,7 +104,7 @@ def correspondence_loss(
         loss=total.sum() if settings.reduction == "sum" else total.mean(),
         matches=tuple(all_matches),
         errors=tuple(torch.linalg.vector_norm(errors, dim=1) for errors in all_errors),
-        residual=match_residual(torch.cat(all_errors)),
+        residual=match_residual(torch.cat(all_errors), torch.cat([matches.survives for matches in all_matches])),
     )
 
 
@@ -142,7 +128,8 @@ def opaque_pixels(
     looking = _looking_pixels(source, settings, generator)
     if settings.direction == "both":
         return looking, _looking_pixels(target, settings, generator)
-    return looking, OpaquePixels(mask=target, view=looking.view[:0], pixel=looking.pixel[:0])
+    none = looking.view[:0]
+    return looking, OpaquePixels(mask=target, view=none, pixel=none, before_row=[0] * len(looking.before_row))
 
 
 def _looking_pixels(
@@ -153,11 +140,12 @@ def _looking_pixels(
     if size**2 > settings.max_matches:
         chosen = random_subset(view, settings.max_matches, generator=generator)
         view, pixel = view[chosen], pixel[chosen]
-    return OpaquePixels(mask=mask, view=view, pixel=pixel)
+    before_row = count_before_rows(view * size**2 + pixel, len(mask), size)
+    return OpaquePixels(mask=mask, view=view, pixel=pixel, before_row=before_row)
 
 
 @torch.no_grad()
-def find_candidates(
+def find_matches(
     similarity: Similarity,
     source_pixels: OpaquePixels,
     target_pixels: OpaquePixels,
@@ -165,43 +153,33 @@ def find_candidates(
     target: CameraBatch,
     *,
     settings: CorrespondenceSettings,
-) -> Candidates:
+) -> Matches:
     """Best targets of the source pixels, moved to their epipolar lines, and where these agree with the geometry.
 
     A match is lost when its epipolar line is too far away, or the nearest point of that line is outside the image or
-    not opaque.
+    not opaque. Its confidence is its similarity with the pixel that it lands in.
     """
-    size = source_pixels.mask.shape[1]
+    num_views, size, _ = source_pixels.mask.shape
     view, pixel = source_pixels.view, source_pixels.pixel
-    best, _ = similarity.best_target(view, pixel)
+    best, _ = similarity.best_target(view, pixel, source_pixels.before_row)
     best_xy = pixel_centers(best, size, like=source.c2w)
-    lines = epipolar_lines(fundamental_matrices(source, target)[view], pixel_centers(pixel, size, like=best_xy))
+    fundamental = to_device(fundamental_matrices(source, target), view.device)
+    lines = epipolar_lines(fundamental[view], pixel_centers(pixel, size, like=best_xy))
     on_line_xy = project_matches(lines, best_xy, width=size, projection=settings.epipolar_projection)
     landing = containing_pixel(on_line_xy, width=size, height=size)
     limit = max_distance(settings.epipolar_threshold, settings.epipolar_threshold_unit, size)
     survives = is_close(best_xy, on_line_xy, limit) & is_inside(on_line_xy, width=size, height=size)
     survives &= target_pixels.mask.flatten(1)[view, landing]
-    return Candidates(
+    confidence = torch.where(survives, similarity.at(view, pixel, landing).to(on_line_xy.dtype), 0)
+    if settings.confidence == "normalized":
+        confidence = normalize_confidence(confidence, survives, view, num_views=num_views)
+    return Matches(
         view=view,
-        pixel=pixel,
         source_xy=torch.stack([pixel % size, pixel // size], dim=1),
-        on_line_xy=on_line_xy,
-        landing=landing,
+        target_xy=on_line_xy,
+        confidence=confidence,
         survives=survives,
     )
-
-
-@torch.no_grad()
-def keep_matches(
-    candidates: Candidates, similarity: Similarity, *, num_views: int, settings: CorrespondenceSettings
-) -> Matches:
-    """The candidates that are matches; a match's confidence is its similarity with the pixel that it lands in."""
-    kept = candidates.survives.nonzero().squeeze(dim=1)  # sync
-    view, target_xy = candidates.view[kept], candidates.on_line_xy[kept]
-    confidence = similarity.at(view, candidates.pixel[kept], candidates.landing[kept]).to(target_xy.dtype)
-    if settings.confidence == "normalized":
-        confidence = normalize_confidence(confidence, view, num_views=num_views)
-    return Matches(view=view, source_xy=candidates.source_xy[kept], target_xy=target_xy, confidence=confidence)
 
 
 def smooth_opacity(opacity: Float[Tensor, "B S S"], kernel: int) -> Float[Tensor, "B S S"]:
@@ -219,11 +197,11 @@ def random_subset(view: Int[Tensor, " M"], limit: int, *, generator: torch.Gener
 
 
 def normalize_confidence(
-    confidence: Float[Tensor, " M"], view: Int[Tensor, " M"], *, num_views: int
+    confidence: Float[Tensor, " M"], survives: Bool[Tensor, " M"], view: Int[Tensor, " M"], *, num_views: int
 ) -> Float[Tensor, " M"]:
-    """Confidences clamped at zero and divided by the mean of their view."""
+    """Confidences, 0 where nothing survives, clamped at zero and divided by the mean of their view's matches."""
     positive = confidence.clamp_min(0)
-    per_view = _sum_by_view(torch.stack([positive, torch.ones_like(positive)], dim=1), view, num_views)
+    per_view = _sum_by_view(torch.stack([positive, survives.to(positive)], dim=1), view, num_views)
     mean = per_view[:, 0] / per_view[:, 1].clamp_min(1)
     return positive / mean.clamp_min(torch.finfo(mean.dtype).tiny)[view]
 
@@ -247,7 +225,8 @@ def match_depths(
             return length
         case "z_depth":
             source_xy = matches.source_xy.to(length.dtype) + 0.5
-            return distance_to_depth(length, source_xy, cameras.intrinsics[matches.view])
+            intrinsics = to_device(cameras.intrinsics, length.device)
+            return distance_to_depth(length, source_xy, intrinsics[matches.view])
         case _:
             assert_never(settings.depth_convention)
 
@@ -256,25 +235,33 @@ def reproject(
     matches: Matches, depth: Float[Tensor, " M"], source: CameraBatch, target: CameraBatch
 ) -> tuple[Float[Tensor, "M 2"], Float[Tensor, " M"]]:
     """Where, and at which depth, the target views see the source pixels' centres at their depth."""
-    view = matches.view
-    direction = apply(inverse_intrinsics(source.intrinsics)[view], homogeneous(matches.source_xy.to(depth.dtype) + 0.5))
-    motion = relative_motion(source, target)[view]
+    matrices = [inverse_intrinsics(source.intrinsics), relative_motion(source, target), target.intrinsics]
+    inverse, motion, intrinsics = (each[matches.view] for each in all_to_device(matrices, depth.device))
+    direction = apply(inverse, homogeneous(matches.source_xy.to(depth.dtype) + 0.5))
     in_target = (apply(motion[:, :3, :3], depth[:, None] * direction) + motion[:, :3, 3]) / (1 + EPS)
-    projected = apply(target.intrinsics[view], in_target)
+    projected = apply(intrinsics, in_target)
     return projected[:, :2] / (projected[:, 2:] + EPS), in_target[:, 2]
+
+
+def match_errors(
+    matches: Matches, depth: Float[Tensor, " M"], source: CameraBatch, target: CameraBatch
+) -> Float[Tensor, "M 2"]:
+    """Reprojection minus match in pixels; 0, without a gradient, for what does not survive."""
+    reprojected, _ = reproject(matches, depth, source, target)
+    return torch.where(matches.survives[:, None], reprojected - matches.target_xy, 0)
 
 
 def match_loss(
     matches: Matches, errors: Float[Tensor, "M 2"], *, num_views: int, settings: CorrespondenceSettings
 ) -> Float[Tensor, ""]:
-    """Confidence-weighted Huber loss of `errors`, reprojection minus match in pixels.
+    """Confidence-weighted Huber loss of `match_errors`.
 
     Averaged over both coordinates of an image's matches, then reduced over images; the mean counts images without
     matches, whose loss is zero.
     """
     penalty = F.huber_loss(errors, torch.zeros_like(errors), reduction="none", delta=settings.huber_delta)
     weighted = matches.confidence * penalty.sum(dim=1)
-    per_view = _sum_by_view(torch.stack([weighted, torch.ones_like(weighted)], dim=1), matches.view, num_views)
+    per_view = _sum_by_view(torch.stack([weighted, matches.survives.to(weighted)], dim=1), matches.view, num_views)
     losses = per_view[:, 0] / (2 * per_view[:, 1] + EPS)
     match settings.reduction:
         case "sum":
@@ -285,12 +272,13 @@ def match_loss(
             assert_never(settings.reduction)
 
 
-def match_residual(errors: Float[Tensor, "M 2"]) -> Float[Tensor, ""]:
+def match_residual(errors: Float[Tensor, "M 2"], survives: Bool[Tensor, " M"]) -> Float[Tensor, ""]:
     """Median distance of matches and reprojections in pixels; NaN without matches."""
     if len(errors) == 0:
         return errors.new_full((), torch.nan)
     lengths: Tensor = torch.linalg.vector_norm(errors.detach(), dim=1)
-    return lengths.median()
+    ascending = torch.where(survives, lengths, torch.nan).sort().values  # NaN is the largest
+    return ascending.take((survives.sum() - 1).clamp_min(0) // 2)
 
 
 def _sum_by_view(values: Float[Tensor, "M 2"], view: Int[Tensor, " M"], num_views: int) -> Float[Tensor, "B 2"]:

@@ -57,6 +57,13 @@ def box_filter(mutual: Float[Tensor, "B n n"], size: int) -> Float[Tensor, "B n 
     return over_both.reshape(batch, num_pixels, num_pixels).transpose(1, 2)
 
 
+def count_before_rows(pixels: Int[Tensor, " M"], num_views: int, size: int) -> list[int]:
+    """How many of the pixels (sorted, numbered over all pairs) come before each image row, and all of them."""
+    row_starts = torch.arange(0, num_views * size + 1, device=pixels.device) * size
+    counts: list[int] = torch.searchsorted(pixels, row_starts).tolist()  # sync
+    return counts
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeSimilarity:
     """The similarity of all pixel pairs, held in memory (a `Similarity`)."""
@@ -64,7 +71,10 @@ class VolumeSimilarity:
     volume: Float[Tensor, "B n n"]
 
     def best_target(
-        self, view: Int[Tensor, " M"], source: Int[Tensor, " M"]
+        self,
+        view: Int[Tensor, " M"],
+        source: Int[Tensor, " M"],
+        before_row: Sequence[int] | None = None,  # noqa: ARG002  # everything is there
     ) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
         """The most similar target pixel of each source pixel, and how similar it is."""
         best = self.volume[view, source].max(dim=1)

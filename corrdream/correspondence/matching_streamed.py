@@ -19,26 +19,33 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corrdream.correspondence.correlations import Correlations, Tile, correlations, neighbours
-from corrdream.correspondence.matching import MUTUAL_EPS, NEIGHBOURHOOD, in_full_precision
+from corrdream.correspondence.correlations import Correlations, Tile, correlations, neighbourhood
+from corrdream.correspondence.matching import (
+    MUTUAL_EPS,
+    NEIGHBOURHOOD,
+    count_before_rows,
+    in_full_precision,
+)
 
-TILE_BYTES_CPU = 2 * 2**20  # a few tiles live at once and should stay in the cache
-TILE_BYTES_GPU = 128 * 2**20  # launches cost more than memory, of which about six tiles are needed
+# Of the tiles of both passes. On a CPU a few live at once and should stay in the cache. On a GPU launches cost more
+# than memory, of which the first pass needs a tile and a half, the second about six.
+TILE_BYTES_CPU = 2 * 2**20, 2 * 2**20
+TILE_BYTES_GPU = 512 * 2**20, 128 * 2**20
 MIN_TILE_ROWS = 8  # each tile of the second pass is computed with two more
 NUMBERS_A_PAIR = 4096  # what looking up a single pair holds, about
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One layer's correlations, and the best of each pixel with the other set."""
+    """One layer's correlations, and one over the best of each pixel with the other set."""
 
     raw: Correlations
-    source_best: Float[Tensor, "B n"]
-    target_best: Float[Tensor, "B n"]
+    by_source: Float[Tensor, "B n"]
+    by_target: Float[Tensor, "B n"]
 
     def transposed(self) -> "Layer":
         """The same with source and target exchanged."""
-        return Layer(raw=self.raw.transposed(), source_best=self.target_best, target_best=self.source_best)
+        return Layer(raw=self.raw.transposed(), by_source=self.by_target, by_target=self.by_source)
 
 
 def tiles(num_views: int, size: int, rows_per_tile: int) -> Iterator[Tile]:
@@ -52,27 +59,17 @@ def tiles(num_views: int, size: int, rows_per_tile: int) -> Iterator[Tile]:
             )
 
 
-def requested_tiles(
-    pixels: Int[Tensor, " M"], num_views: int, size: int, rows_per_tile: int
-) -> Iterator[tuple[Tile, slice]]:
-    """Tiles cut down to the rows that hold requested pixels (sorted, numbered over all pairs), with their span.
-
-    On a GPU a single tile is taken as it is: to ask for its rows would wait for all work that is queued.
-    """
-    if pixels.is_cuda and num_views * size <= rows_per_tile:
-        yield Tile(views=slice(0, num_views), rows=slice(0, size)), slice(0, len(pixels))
-        return
-    row_starts = torch.arange(0, num_views * size + 1, device=pixels.device) * size
-    bounds: list[int] = torch.searchsorted(pixels, row_starts).tolist()  # sync
-    for tile in tiles(num_views, size, rows_per_tile):
+def requested_tiles(before_row: Sequence[int], size: int, rows_per_tile: int) -> Iterator[tuple[Tile, slice]]:
+    """Tiles cut down to the rows that hold requested pixels, of which `count_before_rows` tells, with their span."""
+    for tile in tiles((len(before_row) - 1) // size, size, rows_per_tile):
         first_rows = range(tile.views.start * size, tile.views.stop * size, size)
         rows = [
             row
             for row in range(tile.rows.start, tile.rows.stop)
-            if any(bounds[first + row] < bounds[first + row + 1] for first in first_rows)
+            if any(before_row[first + row] < before_row[first + row + 1] for first in first_rows)
         ]
         if rows:
-            span = slice(bounds[first_rows[0] + rows[0]], bounds[first_rows[-1] + rows[-1] + 1])
+            span = slice(before_row[first_rows[0] + rows[0]], before_row[first_rows[-1] + rows[-1] + 1])
             yield Tile(views=tile.views, rows=slice(rows[0], rows[-1] + 1)), span
 
 
@@ -87,7 +84,8 @@ def match_layer(
         raw = layer.tile(tile)
         source_best[tile.views, tile.pixels(size)] = raw.amax(dim=2)
         target_best[tile.views] = torch.maximum(target_best[tile.views], raw.amax(dim=1))
-    return Layer(raw=layer, source_best=source_best, target_best=target_best)
+        del raw  # before the next is made
+    return Layer(raw=layer, by_source=1 / (source_best + MUTUAL_EPS), by_target=1 / (target_best + MUTUAL_EPS))
 
 
 def mutual_tile(layers: Sequence[Layer], tile: Tile) -> Float[Tensor, "V P n"]:
@@ -95,9 +93,8 @@ def mutual_tile(layers: Sequence[Layer], tile: Tile) -> Float[Tensor, "V P n"]:
     total: Tensor | None = None
     for layer in layers:
         raw = layer.raw.tile(tile)
-        by_source = 1 / (layer.source_best[tile.views, tile.pixels(layer.raw.size), None] + MUTUAL_EPS)
-        by_target = 1 / (layer.target_best[tile.views, None] + MUTUAL_EPS)
-        cube_by_target = raw.pow_(3).mul_(by_target)
+        by_source = layer.by_source[tile.views, tile.pixels(layer.raw.size), None]
+        cube_by_target = raw.pow_(3).mul_(layer.by_target[tile.views, None])
         total = cube_by_target.mul_(by_source) if total is None else total.addcmul_(cube_by_target, by_source)
     assert total is not None, "there is at least one layer"
     return total
@@ -130,13 +127,12 @@ def similarity_of_pairs(
 ) -> Float[Tensor, " m"]:
     """Similarity of single pixel pairs, from the 81 mutual correlations of their neighbours."""
     size = layers[0].raw.size
-    near_source, source_inside = neighbours(source, size)
-    near_target, target_inside = neighbours(target, size)
-    total = layers[0].source_best.new_zeros(source.shape)
+    around_source, around_target = neighbourhood(source, size), neighbourhood(target, size)
+    total = layers[0].by_source.new_zeros(source.shape)
     for layer in layers:
-        raw = layer.raw.around(view, source, target)  # m 9 9
-        by_source = source_inside / (layer.source_best[view[:, None], near_source] + MUTUAL_EPS)
-        by_target = target_inside / (layer.target_best[view[:, None], near_target] + MUTUAL_EPS)
+        raw = layer.raw.around(view, around_source, around_target)
+        by_source = around_source.inside * layer.by_source[view[:, None], around_source.near]
+        by_target = around_target.inside * layer.by_target[view[:, None], around_target.near]
         total += (raw.pow_(3) * by_source[:, :, None] * by_target[:, None, :]).sum(dim=(1, 2))
     return total.div_(NEIGHBOURHOOD * len(layers))
 
@@ -149,14 +145,16 @@ class StreamedSimilarity:
     rows_per_tile: int
 
     def best_target(
-        self, view: Int[Tensor, " M"], source: Int[Tensor, " M"]
+        self, view: Int[Tensor, " M"], source: Int[Tensor, " M"], before_row: Sequence[int] | None = None
     ) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
         """The most similar target pixel of each source pixel, and how similar it is: the second pass."""
-        num_views, size = len(self.layers[0].source_best), self.layers[0].raw.size
+        num_views, size = len(self.layers[0].by_source), self.layers[0].raw.size
         pixels, order = (view * size**2 + source).sort()
-        target, best = torch.empty_like(source), self.layers[0].source_best.new_empty(len(source))
+        if before_row is None:
+            before_row = count_before_rows(pixels, num_views, size)
+        target, best = torch.empty_like(source), self.layers[0].by_source.new_empty(len(source))
         with torch.autocast(source.device.type, enabled=False):
-            for tile, span in requested_tiles(pixels, num_views, size, self.rows_per_tile):
+            for tile, span in requested_tiles(before_row, size, self.rows_per_tile):
                 highest = similarity_rows(self.layers, tile, pixels[span]).max(dim=1)
                 target[order[span]], best[order[span]] = highest.indices, highest.values
         return target, best
@@ -177,7 +175,7 @@ class StreamedSimilarity:
 class StreamedMatching:
     """Matching in tiles: memory grows like S^2 times the rows of a tile, not S^4 (a `Matching`)."""
 
-    tile_bytes: int | None = None  # of correlation; None suits the device
+    tile_bytes: int | None = None  # of correlation, in both passes; None suits the device
 
     def similarity(
         self, source_features: Sequence[Tensor], target_features: Sequence[Tensor], *, size: int
@@ -188,11 +186,9 @@ class StreamedMatching:
             for source, target in zip(source_features, target_features, strict=True)
         ]
         example = pairs[0][0]
-        default_bytes = TILE_BYTES_CPU if example.device.type == "cpu" else TILE_BYTES_GPU
+        suited = TILE_BYTES_CPU if example.device.type == "cpu" else TILE_BYTES_GPU
         row_bytes = size**3 * example.element_size()
-        rows_per_tile = max(MIN_TILE_ROWS, (self.tile_bytes or default_bytes) // row_bytes)
+        first, second = (max(MIN_TILE_ROWS, (self.tile_bytes or tile_bytes) // row_bytes) for tile_bytes in suited)
         with torch.autocast(example.device.type, enabled=False):
-            layers = tuple(
-                match_layer(source, target, size=size, rows_per_tile=rows_per_tile) for source, target in pairs
-            )
-        return StreamedSimilarity(layers=layers, rows_per_tile=rows_per_tile)
+            layers = tuple(match_layer(source, target, size=size, rows_per_tile=first) for source, target in pairs)
+        return StreamedSimilarity(layers=layers, rows_per_tile=second)

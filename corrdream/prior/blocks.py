@@ -25,6 +25,7 @@ from corrdream.prior.latents import FOLD, images_to_latents, latents_to_images, 
 from corrdream.prior.network import MultiviewUNet, NetworkShape, PreparedUNet
 from corrdream.prior.text import TextEncoder, Vocabulary
 from corrdream.structures import NoisePrediction
+from corrdream.transfer import to_device
 
 WEIGHTS = Path(__file__).parent / "weights" / "blocks.safetensors"
 METADATA_KEY = "corrdream.blocks"
@@ -168,7 +169,7 @@ class BlocksPrior:
         return self._unet.features(latents, timesteps.to(self.device), text, self._camera(c2w), blocks)
 
     def _camera(self, c2w: Tensor) -> Tensor:
-        return normalize_camera(c2w).to(self.device, self.dtype)
+        return to_device(normalize_camera(c2w), self.device).to(self.dtype)
 
 
 def save_blocks_weights(path: Path, networks: BlocksNetworks, weights: Mapping[str, Float[Tensor, "..."]]) -> None:

@@ -40,6 +40,7 @@ from corrdream.prior.text_cache import cached_embeddings, default_cache
 from corrdream.prior.text_clip import ClipText, published_text_weights
 from corrdream.prior.tokenizer import tokenize
 from corrdream.structures import NoisePrediction
+from corrdream.transfer import to_device
 
 log = logging.getLogger(__name__)
 
@@ -166,9 +167,8 @@ class MvdreamPrior:
     def _inputs(
         self, latents: Tensor, timesteps: Tensor, text: Tensor, c2w: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        floats = (part.to(self.device, self.dtype) for part in (latents, text, normalize_camera(c2w)))
-        latents, text, camera = floats
-        return latents, timesteps.to(self.device), text, camera
+        latents, text = latents.to(self.device, self.dtype), text.to(self.device, self.dtype)
+        return latents, timesteps.to(self.device), text, to_device(normalize_camera(c2w), self.device).to(self.dtype)
 
     def _build_unet(self, weights: Mapping[str, Tensor], attention: AttentionKind) -> MultiviewUNet:
         with torch.device("meta"):  # no time and memory for values that are replaced at once

@@ -23,6 +23,7 @@ from corrdream.prior.latents import resize_images
 from corrdream.prior.mvdream_checkpoint import checkpoint_fingerprint, locate_checkpoint, read_checkpoint
 from corrdream.prior.mvdream_layout import MODELS, POSITION_IDS, check_layout
 from corrdream.structures import NoisePrediction
+from corrdream.transfer import to_device
 
 KEY = "prior.kind=mvdream_package"
 CURE = "pip install git+https://github.com/bytedance/MVDream 'open-clip-torch==2.7.0' 'setuptools<81'"
@@ -147,7 +148,7 @@ class MvdreamPackagePrior:
     def _run(self, latents: Tensor, timesteps: Tensor, text: Tensor, c2w: Tensor) -> Tensor:
         condition = {
             "context": text.to(self.device, self.dtype),
-            "camera": normalize_camera(c2w).to(self.device, self.dtype),
+            "camera": to_device(normalize_camera(c2w), self.device).to(self.dtype),
             "num_frames": self.num_views,
         }
         with self._precision():

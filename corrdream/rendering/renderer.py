@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -94,17 +93,13 @@ def render_rays(
         appearance=appearance,
     )
     weights, _, _ = render_weights(scene.density, samples, num_views * height * width)
-    columns = [torch.ones_like(middle)[:, None], middle[:, None], color]
-    columns += [] if scene.normal is None else [scene.normal]
-    sums = accumulate(weights[:, None] * torch.cat(columns, dim=1), ray, num_views * height * width)
-    opacity, distance, foreground, normal = sums[:, :1], sums[:, 1:2], sums[:, 2:5], sums[:, 5:]
-    deviation = weights * (middle - distance.squeeze(1).index_select(0, ray)) ** 2
+    columns = torch.cat([torch.ones_like(middle)[:, None], middle[:, None], color], dim=1)
+    sums = accumulate(weights[:, None] * columns, ray, num_views * height * width)
+    opacity, distance, foreground = sums[:, :1], sums[:, 1:2], sums[:, 2:]
     return RenderOutput(
         rgb=(foreground + behind * (1 - opacity)).unflatten(0, shape),
         opacity=opacity.squeeze(1).unflatten(0, shape),
         distance=distance.squeeze(1).unflatten(0, shape),
-        z_variance=accumulate(deviation[:, None], ray, len(rays.origins)).squeeze(1).unflatten(0, shape),
-        normal=None if scene.normal is None else (F.normalize(normal, dim=-1) * opacity).unflatten(0, shape),
         samples=samples,
         weights=weights,
         sample_normal=scene.normal,
@@ -123,13 +118,11 @@ def _behind_views(appearance: Appearance, view: Int[Tensor, " N"]) -> Appearance
 def _join(parts: Sequence[RenderOutput], shape: tuple[int, int, int], chunk: int) -> RenderOutput:
     """One output of the outputs of consecutive `chunk` rays, each of which was rendered as a view of one pixel."""
     image = partial(_join_images, shape)
-    shaded = parts[0].normal is not None
+    shaded = parts[0].sample_normal is not None
     return RenderOutput(
         rgb=image([part.rgb for part in parts]),
         opacity=image([part.opacity for part in parts]),
         distance=image([part.distance for part in parts]),
-        z_variance=image([part.z_variance for part in parts]),
-        normal=image([n for part in parts if (n := part.normal) is not None]) if shaded else None,
         samples=RaySamples(
             ray_indices=torch.cat([part.samples.ray_indices + index * chunk for index, part in enumerate(parts)]),
             t_starts=torch.cat([part.samples.t_starts for part in parts]),

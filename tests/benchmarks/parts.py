@@ -127,9 +127,9 @@ def rendering_parts(trainer: Trainer, step: int) -> Iterator[Part]:
     """Sampling alone, a rendering, and one with its backward pass, at a step's size."""
     settings = settings_at(trainer.config, step, trainer.prior.num_views)
     generator = torch.Generator().manual_seed(2)
-    cameras, lights = sample_multiview_cameras(settings.cameras, generator, trainer.device)
+    cameras, lights = sample_multiview_cameras(settings.cameras, generator)
     look = trainer.draw_look(settings)
-    rays = camera_rays(cameras)
+    rays = camera_rays(cameras.to(trainer.device))
     field = trainer.scene.field
 
     def forward() -> RenderOutput:
@@ -139,8 +139,8 @@ def rendering_parts(trainer: Trainer, step: int) -> Iterator[Part]:
     def forward_and_backward() -> None:
         output = forward()
         loss = output.rgb.square().sum()
-        if output.normal is not None:
-            loss = loss + output.normal[..., 0].sum()
+        if output.sample_normal is not None:
+            loss = loss + output.sample_normal[:, 0].sum()
         loss.backward()
         trainer.optimizer.zero_grad(set_to_none=True)
 
@@ -154,8 +154,8 @@ def sample_points(trainer: Trainer, step: int) -> Tensor:
     """Unit coordinates at which a step evaluates its field, in the order of the rays."""
     settings = settings_at(trainer.config, step, trainer.prior.num_views)
     generator = torch.Generator().manual_seed(2)
-    cameras, _ = sample_multiview_cameras(settings.cameras, generator, trainer.device)
-    rays = camera_rays(cameras)
+    cameras, _ = sample_multiview_cameras(settings.cameras, generator)
+    rays = camera_rays(cameras.to(trainer.device))
     samples = trainer.marching.sample(rays, density=trainer.scene.field.density, jitter=None)
     middle = (samples.t_starts + samples.t_ends)[:, None] / 2
     points = rays.origins[samples.ray_indices] + middle * rays.directions[samples.ray_indices]

@@ -25,8 +25,7 @@ from corrdream.correspondence.epipolar import (
 from corrdream.correspondence.loss import (
     CorrespondenceSettings,
     correspondence_loss,
-    find_candidates,
-    keep_matches,
+    find_matches,
     match_depths,
     match_loss,
     opaque_pixels,
@@ -136,6 +135,7 @@ def check_loss_of_recorded_matches(case: Case) -> None:
         source_xy=torch.cat([_pixels(image["final_src_xy"]) for image in images]),
         target_xy=torch.cat([tensor(image["final_trg_proj_xy"]) for image in images]),
         confidence=torch.cat([tensor(image["final_confidence"]) for image in images]),
+        survives=torch.cat([torch.ones(len(image["final_src_xy"]), dtype=torch.bool) for image in images]),
     )
     distance = step.distance.clone().requires_grad_()
     depth = match_depths(matches, distance, step.source_opacity, step.source, settings=step.settings)
@@ -152,6 +152,7 @@ def check_loss_of_recorded_matches(case: Case) -> None:
             source_xy=matches.source_xy[chosen],
             target_xy=matches.target_xy[chosen],
             confidence=matches.confidence[chosen],
+            survives=matches.survives[chosen],
         )
         loss = match_loss(alone, errors[chosen], num_views=len(images), settings=step.settings)
         assert_absolute(loss, case["out/loss_per_image"][view], LOSS, f"loss of image {view}")
@@ -169,10 +170,9 @@ def check_whole_step(case: Case, matching: Matching) -> None:
     source_pixels, target_pixels = opaque_pixels(
         step.source_opacity, step.target_opacity, settings=step.settings, generator=torch.Generator()
     )
-    candidates = find_candidates(
+    matches = find_matches(
         similarity, source_pixels, target_pixels, step.source, step.target, settings=step.settings
-    )
-    matches = keep_matches(candidates, similarity, num_views=len(step.distance), settings=step.settings)
+    ).kept()
     for view in range(len(step.distance)):
         _check_best_targets(case, view, similarity, step)
     same = [_check_matches(case, view, matches, step) for view in range(len(step.distance))]
@@ -190,7 +190,7 @@ def check_whole_step(case: Case, matching: Matching) -> None:
         settings=step.settings,
     )
     assert len(output.matches) == 1
-    assert torch.equal(output.matches[0].confidence, matches.confidence)
+    assert torch.equal(output.matches[0].kept().confidence, matches.confidence)
     if all(same):
         _check_total(case, output.loss, distance)
 

@@ -114,9 +114,10 @@ def compare_images(
     assert_absolute(render.rgb, out["comp_rgb"], IMAGE_TOLERANCE, "comp_rgb")
     assert_absolute(render.opacity[..., None], out["opacity"], IMAGE_TOLERANCE, "opacity")
     assert_absolute(render.distance[..., None], out["depth"], IMAGE_TOLERANCE, "depth")
-    assert_absolute(render.z_variance[..., None], out["z_variance"], IMAGE_TOLERANCE, "z_variance")
-    assert render.normal is not None
-    colored_normal = (render.normal + render.opacity[..., None]) / 2
+    assert_absolute(render.z_variance()[..., None], out["z_variance"], IMAGE_TOLERANCE, "z_variance")
+    normal = render.normal()
+    assert normal is not None
+    colored_normal = (normal + render.opacity[..., None]) / 2
     assert_absolute(colored_normal, out["comp_normal"], IMAGE_TOLERANCE, "comp_normal")
     foreground = rendered(scene, inputs, on_black(inputs)).rgb
     assert_absolute(foreground, out["comp_rgb_fg"], IMAGE_TOLERANCE, "comp_rgb_fg")
@@ -159,7 +160,7 @@ def compare_gradient(
         "comp_rgb": render.rgb,
         "opacity": render.opacity[..., None],
         "depth": render.distance[..., None],
-        "z_variance": render.z_variance[..., None],
+        "z_variance": render.z_variance()[..., None],
     }[quantity]
     leaf = {"density": scene.density_values, "features": scene.features, "background": scene.background_image}[variable]
     total = (image * tensor(inputs[f"cotangent_{quantity}"])).sum()
@@ -189,6 +190,6 @@ def compare_empty(arrays: Mapping[str, np.ndarray]) -> None:
     assert_absolute(render.rgb, arrays["out/comp_rgb"], IMAGE_TOLERANCE, "comp_rgb")
     assert_absolute(render.opacity[..., None], arrays["out/opacity"], IMAGE_TOLERANCE, "opacity")
     assert_absolute(render.distance[..., None], arrays["out/depth"], IMAGE_TOLERANCE, "depth")
-    assert_absolute(render.z_variance[..., None], arrays["out/z_variance"], IMAGE_TOLERANCE, "z_variance")
+    assert_absolute(render.z_variance()[..., None], arrays["out/z_variance"], IMAGE_TOLERANCE, "z_variance")
     assert render.weights.numel() == 0, "the published renderer invents one sample of weight zero here"
     assert not arrays["out/weights"].any()

@@ -156,15 +156,13 @@ def loss_cases(data: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[
 
 
 def render_of(inputs: Mapping[str, np.ndarray]) -> RenderOutput:
-    opacity, z_variance = (tensor(inputs[name]).squeeze(-1).requires_grad_() for name in ("opacity", "z_variance"))
+    opacity = image_of(inputs, "opacity")
     weights = tensor(inputs["weights"]).squeeze(1).requires_grad_()
     nothing = torch.zeros_like(weights)
     return RenderOutput(
         rgb=opacity[..., None].expand(*opacity.shape, 3),
         opacity=opacity,
         distance=opacity,
-        z_variance=z_variance,
-        normal=None,
         samples=RaySamples(ray_indices=nothing.long(), t_starts=nothing, t_ends=nothing),
         weights=weights,
         sample_normal=tensor(inputs["normal"]).requires_grad_(),
@@ -172,28 +170,33 @@ def render_of(inputs: Mapping[str, np.ndarray]) -> RenderOutput:
     )
 
 
-def losses_of(render: RenderOutput) -> dict[str, torch.Tensor]:
+def image_of(inputs: Mapping[str, np.ndarray], name: str) -> torch.Tensor:
+    return tensor(inputs[name]).squeeze(-1).requires_grad_()
+
+
+def losses_of(render: RenderOutput, z_variance: torch.Tensor) -> dict[str, torch.Tensor]:
     return {
         "orient": orientation_loss(render),
         "sparsity": sparsity_loss(render.opacity),
         "opaque": opaque_loss(render.opacity),
-        "z_variance": z_variance_loss(render),
+        "z_variance": z_variance_loss(z_variance, render.opacity),
     }
 
 
 def compare_losses(data: Mapping[str, np.ndarray]) -> None:
-    render, out = render_of(group(data, "in")), group(data, "out")
+    inputs, out = group(data, "in"), group(data, "out")
+    render, z_variance = render_of(inputs), image_of(inputs, "z_variance")
     variables = {
         "normal": render.sample_normal,
         "opacity": render.opacity,
-        "z_variance": render.z_variance,
+        "z_variance": z_variance,
     }
-    for name, loss in losses_of(render).items():
+    for name, loss in losses_of(render, z_variance).items():
         assert_absolute(loss, out[name], TOLERANCE, name)
     for key, expected in out.items():
         name, found, variable = key.partition("_grad_")
         if found:
-            (gradient,) = torch.autograd.grad(losses_of(render)[name], variables[variable])
+            (gradient,) = torch.autograd.grad(losses_of(render, z_variance)[name], variables[variable])
             assert_absolute(gradient.view(expected.shape), expected, TOLERANCE, key)
     (to_weights,) = torch.autograd.grad(orientation_loss(render), render.weights, allow_unused=True)
     assert to_weights is None, "the weights of the orientation loss are constant"
@@ -208,7 +211,10 @@ def annealed(weight: np.ndarray, step: int) -> float:
 def compare_system(data: Mapping[str, np.ndarray]) -> None:
     system = group(data, "system")
     step = int(system["global_step"])
-    losses = losses_of(render_of(group(data, "in"))) | {"sds": torch.tensor(float(data["in/loss_sds"]))}
+    inputs = group(data, "in")
+    losses = losses_of(render_of(inputs), image_of(inputs, "z_variance")) | {
+        "sds": torch.tensor(float(data["in/loss_sds"]))
+    }
     weights = {
         name.removeprefix("lambda_"): annealed(weight, step)
         for name, weight in system.items()
