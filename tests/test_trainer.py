@@ -326,7 +326,7 @@ def test_features_of_both_view_sets_are_those_of_two_whole_calls(make) -> None:
 def test_host_waits_for_the_gpu_only_where_sampling_and_the_figures_need_it(
     tiny_prior_file: Path, choices: dict[str, Any], most: int
 ) -> None:
-    overrides = {"max_steps": 8, "device": "cuda", "rendering.backend": "torch"} | choices
+    overrides = {"max_steps": 8, "device": "cuda", "rendering.backend": "torch", "output.preview_every": 0} | choices
     trainer = build(load_config((), tiny_overrides(tiny_prior_file, **overrides)))
     for _ in range(3):  # what happens once: compilation, occupancy
         trainer.train_step()

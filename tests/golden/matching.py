@@ -41,7 +41,7 @@ def check_stages(case: Mapping[str, np.ndarray], layer: int) -> None:
     unit = {"src": unit_features(source, size), "trg": unit_features(target, size)}
     for side, features in (("src", source), ("trg", target)):
         prepared = upsampling(features, size)
-        upsampled = prepared.rows @ features @ prepared.columns.T
+        upsampled = prepared.rows.weights @ features @ prepared.columns.weights.T
         streamed = upsampled * prepared.inverse_length.reshape(1, 1, size, size)
         _check(case, f"unit_{side}_{layer}", unit[side][0], RAW_TOLERANCE)
         _check(case, f"unit_{side}_{layer}", streamed[0], RAW_TOLERANCE)
