@@ -148,29 +148,33 @@ def to_picture(values: Float[Tensor, "H W 3"]) -> Picture:
     return (values.detach().float().clamp(0, 1) * 255 + 0.5).byte().cpu().numpy()
 
 
-def normal_picture(render: RenderOutput, view: int) -> Picture:
-    """World normals as colors, (n + 1) / 2 over white."""
-    opacity = render.opacity[view][..., None]
-    normal = render.normal()
+def color_pictures(render: RenderOutput) -> list[Picture]:
+    """The color of each view."""
+    return [to_picture(view) for view in render.rgb]
+
+
+def normal_pictures(render: RenderOutput) -> list[Picture]:
+    """World normals of each view as colors, (n + 1) / 2 over white; opacity where the field has none."""
+    normal, opacity = render.normal(), render.opacity[..., None]
     if normal is None:
-        return to_picture(opacity.expand(-1, -1, 3))
-    return to_picture((normal[view] + opacity) / 2 + (1 - opacity))
+        return opacity_pictures(render)
+    return [to_picture(view) for view in (normal + opacity) / 2 + (1 - opacity)]
 
 
-def opacity_picture(render: RenderOutput, view: int) -> Picture:
-    """Opacity as gray."""
-    return to_picture(render.opacity[view][..., None].expand(-1, -1, 3))
+def opacity_pictures(render: RenderOutput) -> list[Picture]:
+    """The opacity of each view as gray."""
+    return [to_picture(view) for view in render.opacity[..., None].expand(-1, -1, -1, 3)]
 
 
-def frame_picture(render: RenderOutput, view: int) -> Picture:
-    """Color, normals and opacity of one view, side by side."""
-    parts = [to_picture(render.rgb[view]), normal_picture(render, view), opacity_picture(render, view)]
-    return np.concatenate(parts, axis=1)
+def frame_pictures(render: RenderOutput) -> list[Picture]:
+    """Color, normals and opacity of each view, side by side."""
+    parts = color_pictures(render), normal_pictures(render), opacity_pictures(render)
+    return [np.concatenate(frame, axis=1) for frame in zip(*parts, strict=True)]
 
 
 def preview_sheet(render: RenderOutput) -> Picture:
     """One row a view: color, normals, opacity."""
-    return stack([frame_picture(render, view) for view in range(len(render.rgb))])
+    return stack(frame_pictures(render))
 
 
 def match_sheet(

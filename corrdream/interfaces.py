@@ -109,7 +109,7 @@ class MultiviewPrior(Protocol):
         c2w: Float[Tensor, "B 4 4"],
         feature_blocks: Sequence[int] = (),
     ) -> NoisePrediction:
-        """Predicted noise; views are grouped by `num_views`; `c2w` is conditioned on unit translation."""
+        """Predicted noise; views are grouped by `num_views`; `c2w`, on any device, conditions by unit translation."""
         ...
 
     def features(

@@ -75,9 +75,8 @@ def summarize_run(scene: SceneView, run: RunFolder, prior: MultiviewPrior) -> di
     colors: list[Picture] = []
     normals: list[Picture] = []
     for part in render_parts(scene, scene.orbit(8, size=PICTURE_SIZE)):
-        for view in range(len(part.rgb)):
-            colors.append(artifacts.to_picture(part.rgb[view]))
-            normals.append(artifacts.normal_picture(part, view))
+        colors += artifacts.color_pictures(part)
+        normals += artifacts.normal_pictures(part)
     artifacts.write_picture(run.path / "turntable.png", artifacts.strip(colors))
     artifacts.write_picture(run.path / "normals.png", artifacts.strip(normals))
     found: dict[str, float | None] = {}
@@ -120,9 +119,9 @@ def test(path: Path, checkpoint: Path | None, *, num_views: int, size: int) -> P
     folder = run.path / "test"
     frames: list[Picture] = []
     for part in render_parts(scene, scene.orbit(num_views, size=size, include_end=True)):
-        for view in range(len(part.rgb)):
-            artifacts.write_picture(folder / f"{len(frames):03d}.png", artifacts.frame_picture(part, view))
-            frames.append(artifacts.frame_picture(part, view))
+        for frame in artifacts.frame_pictures(part):
+            artifacts.write_picture(folder / f"{len(frames):03d}.png", frame)
+            frames.append(frame)
     artifacts.write_video(folder / "turntable.mp4", frames)
     return folder
 

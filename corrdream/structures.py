@@ -1,7 +1,7 @@
 """Nouns: the frozen dataclasses that cross module borders.
 
-Axis letters, everywhere: B views, H W pixels, N rays, S samples along rays, M matches, P points or prompts,
-C channels, h w latent pixels, L text tokens, D text width, G groups of `num_views` consecutive views.
+Axis letters, everywhere: B views, H W pixels, N rays, S samples along rays, M matches or candidates for them, P points
+or prompts, C channels, h w latent pixels, L text tokens, D text width, G groups of `num_views` consecutive views.
 
 Conventions, stated once:
 * World: right-handed, z up, the object inside [-1, 1]^3. Azimuth turns from +x to +y, elevation from xy towards +z.

@@ -17,7 +17,8 @@ def to_device(tensor: Shaped[Tensor, "*N"], device: torch.device | str) -> Shape
 
 def all_to_device(tensors: Sequence[Shaped[Tensor, "..."]], device: torch.device | str) -> list[Shaped[Tensor, "..."]]:
     """Tensors of one dtype on `device`, in a single copy; themselves if they are there."""
-    if all(tensor.device.type == torch.device(device).type for tensor in tensors):
+    target = torch.device(device)
+    if all(tensor.device.type == target.type and target.index in (None, tensor.device.index) for tensor in tensors):
         return list(tensors)
     packed = to_device(torch.cat([tensor.flatten() for tensor in tensors]), device)
     parts = packed.split([tensor.numel() for tensor in tensors])

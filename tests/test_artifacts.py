@@ -11,7 +11,7 @@ from corrdream.artifacts import (
     MATCH_ZOOM,
     RunFolder,
     error_color,
-    frame_picture,
+    frame_pictures,
     match_sheet,
     preview_sheet,
     stack,
@@ -47,7 +47,7 @@ def test_colors_become_the_nearest_of_256_values() -> None:
 
 def test_frames_show_color_normals_and_opacity_side_by_side() -> None:
     views = sphere_views()
-    frame = frame_picture(views, 0)
+    frame, _ = frame_pictures(views)
     assert frame.shape == (8, 24, 3)
     assert np.array_equal(frame[:, 16:, 0], to_picture(views.opacity[0][..., None].expand(-1, -1, 3))[..., 0])
     assert preview_sheet(views).shape == (16, 24, 3)

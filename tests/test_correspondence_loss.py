@@ -209,6 +209,7 @@ def test_residual_is_the_median_distance() -> None:
     assert match_residual(errors, torch.tensor([True, True, True])) == 1.0
     assert match_residual(errors, torch.tensor([True, False, False])) == 5.0
     assert match_residual(errors, torch.zeros(3, dtype=torch.bool)).isnan()
+    assert match_residual(errors / 0, torch.tensor([False, False, True])).isnan()
     assert match_residual(torch.zeros(0, 2), torch.zeros(0, dtype=torch.bool)).isnan()
 
 
@@ -255,7 +256,8 @@ def test_both_directions_are_the_forward_loss_of_each_order(reduction: Any, shar
     both, _, _ = sphere_step(dataclasses.replace(forward, direction="both"))
     torch.testing.assert_close(both.loss, share * (there.loss + back.loss), rtol=1e-4, atol=1e-7)
     for ours, alone in zip(both.matches, (there.matches[0], back.matches[0]), strict=True):
-        assert torch.equal(ours.source_xy, alone.source_xy)
+        assert torch.equal(ours.survives, alone.survives)
+        assert torch.equal(ours.kept().source_xy, alone.kept().source_xy)
 
 
 def test_mean_does_not_grow_with_the_batch_and_sum_does() -> None:

@@ -320,13 +320,13 @@ def test_features_of_both_view_sets_are_those_of_two_whole_calls(make) -> None:
     ("choices", "most"),
     [
         ({}, 5),  # rays, lattice, cells, visible samples; finite gradient
-        (MATCH_ALL, 11),  # the first four twice; opaque pixels, their rows; finite gradient
+        (MATCH_ALL, 13),  # the first four twice; opaque pixels and their rows, both ways; finite gradient
     ],
 )
 def test_host_waits_for_the_gpu_only_where_sampling_and_the_figures_need_it(
     tiny_prior_file: Path, choices: dict[str, Any], most: int
 ) -> None:
-    overrides = {"max_steps": 8, "device": "cuda", "rendering.backend": "torch", "output.preview_every": 0} | choices
+    overrides = {"max_steps": 8, "device": "cuda", "rendering.backend": "torch"} | choices
     trainer = build(load_config((), tiny_overrides(tiny_prior_file, **overrides)))
     for _ in range(3):  # what happens once: compilation, occupancy
         trainer.train_step()

@@ -6,11 +6,19 @@ import torch
 from corrdream.transfer import HostCopy, all_to_device, to_device
 
 
-def test_several_tensors_arrive_as_they_were() -> None:
+def test_several_tensors_arrive_in_their_shapes() -> None:
     parts = [torch.randn(4, 4), torch.randn(()), torch.randn(0, 3), torch.randn(2, 3, 1)]
-    moved = all_to_device(parts, "cpu")
+    assert all(part is original for part, original in zip(all_to_device(parts, "cpu"), parts, strict=True))
+    moved = all_to_device(parts, "meta")
+    assert all(part.is_meta for part in moved)
     assert [part.shape for part in moved] == [part.shape for part in parts]
-    assert all(torch.equal(part, original) for part, original in zip(moved, parts, strict=True))
+
+
+@pytest.mark.gpu
+def test_several_tensors_keep_their_values_on_the_way_to_the_gpu() -> None:
+    parts = [torch.randn(4, 4), torch.randn(()), torch.randn(0, 3), torch.randn(2, 3, 1)]
+    for part, original in zip(all_to_device(parts, "cuda"), parts, strict=True):
+        assert torch.equal(part.cpu(), original)
 
 
 def test_tensor_that_is_there_is_not_copied() -> None:

@@ -1,9 +1,10 @@
 """Cross-view correspondence loss: where the prior's features match, the rendered depths must agree.
 
-Symbols: B pairs of a source and a target view, S their side in pixels, M matches of all pairs together. `distance` is
-a rendering's, along the unit ray and not divided by opacity. Matches are constants; only the distance and the opacity
-at their source pixels receive a gradient. CorrespondentDream, arXiv:2404.10603; where the published code departs from
-right geometry, `CorrespondenceSettings` offers both.
+Symbols: B pairs of a source and a target view, S their side in pixels, M candidates for matches, of all pairs
+together. `distance` is a rendering's, along the unit ray and not divided by opacity. Matches are constants; only the
+distance and the opacity at their source pixels receive a gradient. What is no match stays among them, with `survives`
+false: taking it out would make the host wait for the device. CorrespondentDream, arXiv:2404.10603; where the published
+code departs from right geometry, `CorrespondenceSettings` offers both.
 """
 
 from collections.abc import Sequence
@@ -154,7 +155,7 @@ def find_matches(
     *,
     settings: CorrespondenceSettings,
 ) -> Matches:
-    """Best targets of the source pixels, moved to their epipolar lines, and where these agree with the geometry.
+    """Best targets of the source pixels, moved to their epipolar lines; those survive that agree with the geometry.
 
     A match is lost when its epipolar line is too far away, or the nearest point of that line is outside the image or
     not opaque. Its confidence is its similarity with the pixel that it lands in.
@@ -214,7 +215,7 @@ def match_depths(
     *,
     settings: CorrespondenceSettings,
 ) -> Float[Tensor, " M"]:
-    """The depth that a rendering gives to each match, as the settings understand its distance."""
+    """The depth that a rendering gives to each candidate, as the settings understand its distance."""
     column, row = matches.source_xy.unbind(dim=1)
     length = distance[matches.view, row, column].to(cameras.c2w.dtype)
     if settings.depth_normalization == "opacity":
@@ -278,7 +279,8 @@ def match_residual(errors: Float[Tensor, "M 2"], survives: Bool[Tensor, " M"]) -
         return errors.new_full((), torch.nan)
     lengths: Tensor = torch.linalg.vector_norm(errors.detach(), dim=1)
     ascending = torch.where(survives, lengths, torch.nan).sort().values  # NaN is the largest
-    return ascending.take((survives.sum() - 1).clamp_min(0) // 2)
+    median = ascending.take((survives.sum() - 1).clamp_min(0) // 2)
+    return torch.where((survives & lengths.isnan()).any(), torch.nan, median)
 
 
 def _sum_by_view(values: Float[Tensor, "M 2"], view: Int[Tensor, " M"], num_views: int) -> Float[Tensor, "B 2"]:

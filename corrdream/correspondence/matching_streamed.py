@@ -152,6 +152,8 @@ class StreamedSimilarity:
         pixels, order = (view * size**2 + source).sort()
         if before_row is None:
             before_row = count_before_rows(pixels, num_views, size)
+        assert len(before_row) == num_views * size + 1, "one row after the other of all pairs"
+        assert before_row[-1] == len(source), "of these very pixels"
         target, best = torch.empty_like(source), self.layers[0].by_source.new_empty(len(source))
         with torch.autocast(source.device.type, enabled=False):
             for tile, span in requested_tiles(before_row, size, self.rows_per_tile):

@@ -162,7 +162,10 @@ class SphericalHarmonics(nn.Module):
         self.register_buffer("coefficients", harmonic_polynomials(degree), persistent=False)
 
     def forward(self, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P C"]:
-        """Order l = 0, 1, ..., each with m = -l .. l, as polynomials in x, y, z (z^2 stands for 1 - x^2 - y^2)."""
+        """Order l = 0, 1, ..., each with m = -l .. l, as polynomials in x, y, z (z^2 stands for 1 - x^2 - y^2).
+
+        A matrix product, so the caller turns autocast off.
+        """
         x, y, z = (2 * points - 1).split(1, dim=-1)
         monomials = [torch.ones_like(x)]
         for power in range(1, self.degree):  # x times all of the last, y times those without x, z times that of z alone

@@ -9,6 +9,7 @@ from torch import Tensor
 from corrdream.camera_sampling import sample_multiview_cameras
 from corrdream.cameras import camera_rays
 from corrdream.correspondence import StreamedMatching
+from corrdream.correspondence.matching import count_before_rows
 from corrdream.field.encodings import HashGrid
 from corrdream.field.encodings_tcnn import TcnnHashGrid
 from corrdream.interfaces import Encoding, JacobianEncoding, MultiviewPrior
@@ -63,12 +64,13 @@ def matching_parts(device: torch.device, shapes: list[tuple[int, int]], *, tiny:
                 continue
             pixel = torch.randperm(total, device=device)[:count].sort().values
             view, pixel = pixel // size**2, pixel % size**2
-            yield f"matching {size} {name}", lambda f=features, s=size, v=view, p=pixel: _match(f, s, v, p)
+            before = count_before_rows(view * size**2 + pixel, pairs, size)  # by then a step knows it
+            yield f"matching {size} {name}", lambda f=features, s=size, v=view, p=pixel, b=before: _match(f, s, v, p, b)
 
 
-def _match(features: list[list[Tensor]], size: int, view: Tensor, pixel: Tensor) -> Tensor:
+def _match(features: list[list[Tensor]], size: int, view: Tensor, pixel: Tensor, before_row: list[int]) -> Tensor:
     similarity = StreamedMatching().similarity(*features, size=size)
-    best, _ = similarity.best_target(view, pixel)
+    best, _ = similarity.best_target(view, pixel, before_row)
     return similarity.at(view, pixel, best)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from corrdream.correspondence.matching import count_before_rows
 from corrdream.interfaces import Matching, Similarity
 
 SIZE = 12
@@ -105,6 +106,14 @@ class MatchingContract:
         best, value = swapped.best_target(view, pixel)
         torch.testing.assert_close(similarity.at(view, best, pixel), value, rtol=1e-4, atol=1e-6)
         assert torch.equal(swapped.transposed().best_target(view, pixel)[0], similarity.best_target(view, pixel)[0])
+
+    def test_rows_that_are_counted_beforehand_change_nothing(self, similarity: Similarity) -> None:
+        view, pixel = (part[::3] for part in all_pixels(2))
+        before_row = count_before_rows(view * SIZE**2 + pixel, 2, SIZE)
+        for counted, asked in zip(
+            similarity.best_target(view, pixel, before_row), similarity.best_target(view, pixel), strict=True
+        ):
+            assert torch.equal(counted, asked)
 
     def test_answers_follow_the_order_of_the_questions(self, similarity: Similarity) -> None:
         view, pixel = all_pixels(2)
