@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from corrdream.backends import MissingBackendError, require
 from corrdream.cameras import distance_to_depth, project, unproject
 from corrdream.metrics import OPAQUE
-from corrdream.quality import NUM_VIEWS, VIEWS_AT_ONCE, select
+from corrdream.quality import NUM_VIEWS, VIEWS_AT_ONCE
 from corrdream.scene import SceneView
 from corrdream.structures import CameraBatch
 
@@ -235,7 +235,7 @@ def _consistency(scene: SceneView, turn: Turn) -> Float[Tensor, " M"]:
         points, reached = source[matches[:, 0]], target[matches[:, 1]]
         length = distance[here, points] / opacity[here, points]
         intrinsics = cameras.intrinsics[here].expand(len(points), 3, 3)
-        pair = select(cameras, torch.tensor([here, there], device=scene.device))
+        pair = cameras.select(torch.tensor([here, there], device=scene.device))
         errors.append(
             consistency_errors(xy[points], xy[reached], distance_to_depth(length, xy[points], intrinsics), pair)
         )
@@ -250,7 +250,7 @@ def _render(
 ) -> tuple[Float[Tensor, "V H W 3"], Float[Tensor, "V H W"], Float[Tensor, "V H W"], CameraBatch]:
     """Colors, opacity and accumulated distance of a full turn."""
     cameras = scene.orbit(num_views, size=size)
-    parts = [scene.render(select(cameras, slice(k, k + VIEWS_AT_ONCE))) for k in range(0, num_views, VIEWS_AT_ONCE)]
+    parts = [scene.render(cameras.select(slice(k, k + VIEWS_AT_ONCE))) for k in range(0, num_views, VIEWS_AT_ONCE)]
     rgb, opacity, distance = (
         torch.cat([getattr(part, name) for part in parts]) for name in ("rgb", "opacity", "distance")
     )

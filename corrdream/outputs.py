@@ -26,7 +26,7 @@ from corrdream.export import (
 from corrdream.interfaces import MultiviewPrior
 from corrdream.learned_metrics import measure_learned
 from corrdream.prior.sampling import sample_views
-from corrdream.quality import measure_quality, select
+from corrdream.quality import measure_quality
 from corrdream.rendering import sampling_step
 from corrdream.runs import load_run
 from corrdream.scene import SceneView
@@ -45,7 +45,7 @@ RESOLUTION = {"cpu": 128, "cuda": 256}  # nodes along a side of the grid that a 
 def render_parts(scene: SceneView, cameras: CameraBatch) -> Iterator[RenderOutput]:
     """The scene as it is, unshaded, on the configured background color, a few views at a time."""
     for start in range(0, len(cameras.c2w), VIEWS_AT_ONCE):
-        yield scene.render(select(cameras, slice(start, start + VIEWS_AT_ONCE)))
+        yield scene.render(cameras.select(slice(start, start + VIEWS_AT_ONCE)))
 
 
 def finish_run(trainer: Trainer, run: RunFolder) -> dict[str, float | None]:

@@ -27,7 +27,7 @@ from corrdream.prior.sampling import sample_views
 from corrdream.prior.text_cache import default_cache, read_tensor, write_tensor
 from corrdream.scene import SceneView
 from corrdream.settings import correspondence_settings
-from corrdream.structures import CameraBatch, RenderOutput
+from corrdream.structures import RenderOutput
 
 NUM_VIEWS = 24
 VIEWS_AT_ONCE = 4
@@ -62,7 +62,7 @@ class Quality:
 def measure_quality(scene: SceneView, prior: MultiviewPrior, logged: Sequence[Mapping[str, float]]) -> Quality:
     """All measures of a scene; `logged` are the rows of its metrics.jsonl, for what it cost."""
     cameras = scene.orbit(NUM_VIEWS, size=prior.image_size)
-    views = [scene.render(select(cameras, slice(k, k + VIEWS_AT_ONCE))) for k in range(0, NUM_VIEWS, VIEWS_AT_ONCE)]
+    views = [scene.render(cameras.select(slice(k, k + VIEWS_AT_ONCE))) for k in range(0, NUM_VIEWS, VIEWS_AT_ONCE)]
     pixels = torch.cat([metrics.foreground_pixels(view.rgb, view.opacity) for view in views]).cpu()
     opacity = torch.cat([view.opacity for view in views]).cpu()
     samples = metrics.unlike_border_pixels(prior_samples(scene, prior)) if len(pixels) else pixels
@@ -78,18 +78,6 @@ def measure_quality(scene: SceneView, prior: MultiviewPrior, logged: Sequence[Ma
     )
 
 
-def select(cameras: CameraBatch, part: slice | Tensor) -> CameraBatch:
-    """Some of the cameras."""
-    return dataclasses.replace(
-        cameras,
-        c2w=cameras.c2w[part],
-        intrinsics=cameras.intrinsics[part],
-        azimuth=cameras.azimuth[part],
-        elevation=cameras.elevation[part],
-        distance=cameras.distance[part],
-    )
-
-
 @torch.no_grad()
 def _measure_volume(scene: SceneView, size: int, views: Sequence[RenderOutput]) -> dict[str, float | None]:
     radius = scene.config.field.radius
@@ -98,7 +86,7 @@ def _measure_volume(scene: SceneView, size: int, views: Sequence[RenderOutput]) 
     occupied = metrics.occupied_voxels(density.float().reshape((metrics.RESOLUTION,) * 3), radius)
     cameras = metrics.hull_cameras(size, radius=radius, device=scene.device)
     parts = [slice(start, start + VIEWS_AT_ONCE) for start in range(0, metrics.NUM_HULL_VIEWS, VIEWS_AT_ONCE)]
-    silhouettes = torch.cat([scene.render(select(cameras, part)).opacity for part in parts])
+    silhouettes = torch.cat([scene.render(cameras.select(part)).opacity for part in parts])
     diagonal = metrics.bounding_diagonal(occupied, radius)
     variance, opacity = torch.cat([view.z_variance() for view in views]), torch.cat([view.opacity for view in views])
     return {

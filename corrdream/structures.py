@@ -35,6 +35,17 @@ class CameraBatch:
     height: int
     width: int
 
+    def select(self, index: Int[Tensor, " P"] | slice) -> "CameraBatch":
+        """Some of them."""
+        return replace(
+            self,
+            c2w=self.c2w[index],
+            intrinsics=self.intrinsics[index],
+            azimuth=self.azimuth[index],
+            elevation=self.elevation[index],
+            distance=self.distance[index],
+        )
+
     def to(self, device: torch.device | str) -> "CameraBatch":
         """The same on another device."""
         c2w, intrinsics, azimuth, elevation, distance = all_to_device(
@@ -157,13 +168,16 @@ class Matches:
 
     def kept(self) -> "Matches":
         """The matches alone."""
-        chosen = self.survives.nonzero().squeeze(dim=1)  # sync
+        return self.select(self.survives.nonzero().squeeze(dim=1))  # sync
+
+    def select(self, index: Int[Tensor, " P"]) -> "Matches":
+        """Some of the candidates."""
         return Matches(
-            view=self.view[chosen],
-            source_xy=self.source_xy[chosen],
-            target_xy=self.target_xy[chosen],
-            confidence=self.confidence[chosen],
-            survives=self.survives[chosen],
+            view=self.view[index],
+            source_xy=self.source_xy[index],
+            target_xy=self.target_xy[index],
+            confidence=self.confidence[index],
+            survives=self.survives[index],
         )
 
 

@@ -24,7 +24,6 @@ from corrdream.learned_metrics import (
     precision_in_pool,
     r_precision,
 )
-from corrdream.quality import select
 from corrdream.scene import SceneView
 from tests.sweep_folders import blob_overrides
 
@@ -70,7 +69,7 @@ def test_matches_are_nearest_to_each_other() -> None:
 
 def test_consistency_error_of_the_axis_is_zero_and_grows_with_the_match_and_the_depth() -> None:
     cameras = orbit_cameras(18, elevation_deg=0.0, distance=3.0, fovy_deg=40.0, height=100, width=100)
-    pair = select(cameras, slice(0, 2))
+    pair = cameras.select(slice(0, 2))
     center = torch.full((3, 2), 50.0)
     matched = center + torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 0.0]])
     # A point on the view axis, e in front of the origin, is seen from 20 degrees aside at f e sin / (3 - e cos).

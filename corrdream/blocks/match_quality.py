@@ -139,7 +139,7 @@ def noisy_features(
 def make_pairs(views: ViewSets, num_views: int) -> ViewPairs:
     """Base views with their twins, and the true reprojection of every source pixel."""
     source_index, target_index = pair_indices(len(views.mask), num_views, views.mask.device)
-    source, target = select_cameras(views.cameras, source_index), select_cameras(views.cameras, target_index)
+    source, target = views.cameras.select(source_index), views.cameras.select(target_index)
     size = views.mask.shape[-1]
     points = views.position[source_index].flatten(0, 2)
     each = torch.arange(len(source_index), device=points.device).repeat_interleave(size * size)
@@ -225,24 +225,11 @@ def pair_indices(num_images: int, num_views: int, device: torch.device) -> tuple
     return index[:, 0].flatten(), index[:, 1].flatten()
 
 
-def select_cameras(cameras: CameraBatch, index: Int[Tensor, " P"] | slice) -> CameraBatch:
-    """Some of the cameras."""
-    return CameraBatch(
-        c2w=cameras.c2w[index],
-        intrinsics=cameras.intrinsics[index],
-        azimuth=cameras.azimuth[index],
-        elevation=cameras.elevation[index],
-        distance=cameras.distance[index],
-        height=cameras.height,
-        width=cameras.width,
-    )
-
-
 def select_pairs(pairs: ViewPairs, chunk: slice) -> ViewPairs:
     """Some of the pairs."""
     return ViewPairs(
-        source=select_cameras(pairs.source, chunk),
-        target=select_cameras(pairs.target, chunk),
+        source=pairs.source.select(chunk),
+        target=pairs.target.select(chunk),
         source_mask=pairs.source_mask[chunk],
         target_mask=pairs.target_mask[chunk],
         true_xy=pairs.true_xy[chunk],

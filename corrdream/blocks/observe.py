@@ -171,7 +171,7 @@ def render_views(field: Field, density: Float[np.ndarray, "N N N"], cameras: Cam
     background = SolidBackground(color=(0.0, 0.0, 0.0)).to(device)
     parts = []
     for indices in torch.arange(len(cameras.c2w)).split(VIEWS_PER_CHUNK):
-        chosen = _select(cameras, indices.to(device))
+        chosen = cameras.select(indices.to(device))
         black = chosen.c2w.new_zeros(len(indices), 3)
         appearance = Appearance(mode="albedo", ambient=(1.0, 1.0, 1.0), diffuse=(0.0, 0.0, 0.0), background=black)
         with torch.no_grad():
@@ -202,18 +202,6 @@ def _views(cameras: CameraBatch, opacity: Tensor, distance: Tensor, rgb: Tensor)
         "position": position.reshape(*opacity.shape, 3).cpu().numpy(),
         "albedo": (rgb / safe[..., None]).clamp(0, 1).cpu().numpy(),
     }
-
-
-def _select(cameras: CameraBatch, indices: Tensor) -> CameraBatch:
-    return CameraBatch(
-        c2w=cameras.c2w[indices],
-        intrinsics=cameras.intrinsics[indices],
-        azimuth=cameras.azimuth[indices],
-        elevation=cameras.elevation[indices],
-        distance=cameras.distance[indices],
-        height=cameras.height,
-        width=cameras.width,
-    )
 
 
 def unrolled_surface(

@@ -30,7 +30,8 @@ def load_nerfacc(key: str) -> ModuleType:
 class NerfaccMarching(TorchMarching):
     """The occupied intervals by nerfacc's traversal, pruned as TorchMarching does.
 
-    Its OccGridEstimator does both, but makes the host wait seven times; this way it is the traversal and the pruning.
+    Its OccGridEstimator does both, but makes the host wait seven times: this way it is twice for the traversal and once
+    for the pruning.
     """
 
     def __init__(

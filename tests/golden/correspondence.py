@@ -146,14 +146,8 @@ def check_loss_of_recorded_matches(case: Case) -> None:
     assert_absolute(target_depth, recorded_depth, PIXELS, "final_reproj_depth")
     errors = xy - matches.target_xy
     for view, image in enumerate(images):
-        chosen = matches.view == view
-        alone = Matches(
-            view=matches.view[chosen],
-            source_xy=matches.source_xy[chosen],
-            target_xy=matches.target_xy[chosen],
-            confidence=matches.confidence[chosen],
-            survives=matches.survives[chosen],
-        )
+        chosen = (matches.view == view).nonzero().squeeze(dim=1)
+        alone = matches.select(chosen)
         loss = match_loss(alone, errors[chosen], num_views=len(images), settings=step.settings)
         assert_absolute(loss, case["out/loss_per_image"][view], LOSS, f"loss of image {view}")
         assert len(alone.view) == case["out/num_matches"][view]
